@@ -1,0 +1,125 @@
+"""Batches -> a scale for every placed tensor. One forward pass in float feeds all observers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+
+from fullquant.calibration.observers import Observer
+from fullquant.errors import DataError
+from fullquant.numerics.qparams import FloatArray, QParams, QuantSpec, symmetric
+from fullquant.placement.decision import Decision, Placement
+from fullquant.runtime import kernels
+from fullquant.runtime.executor import MOVES, GraphModule
+from fullquant.runtime.fake_quantize import dense_view
+
+# A bias is stored as int32 in units of scale_x * scale_w; half of the range is left to the sum of products.
+_BIAS_LIMIT = float(2**30)
+_WEIGHT_FACTORS = np.arange(1.0, 0.499, -0.0125, dtype=np.float32)
+_SMALLEST_WEIGHT_SCALE = 1e-12
+
+
+def calibrate_activations(
+    module: GraphModule,
+    model: ir.Model,
+    placement: Placement,
+    batches: Iterable[npt.NDArray[np.float32]],
+    make_observer: Callable[[], Observer],
+) -> dict[str, QParams]:
+    """QParams of each activation that owns a scale.
+
+    module: the float graph. batches: images [N, C, H, W]. DataError when there is no batch at all.
+    """
+    owners = observed_tensors(model, placement)
+    observers: dict[str, Observer] = {owner: make_observer() for owner in set(owners.values())}
+    device = next(iter(module.parameters())).device
+
+    def tap(name: str, tensor: torch.Tensor) -> None:
+        owner = owners.get(name)
+        if owner is not None:
+            observers[owner].update(dense_view(tensor.float())[1].cpu().numpy())
+
+    count = 0
+    with torch.inference_mode():
+        for batch in batches:
+            module(torch.from_numpy(batch).to(device), tap=tap)
+            count += 1
+    if count == 0:
+        raise DataError("calibration got no images; check the data set and QuantAware.calibration_images")
+    return {owner: observer.qparams(_spec(placement[owner])) for owner, observer in observers.items()}
+
+
+def _spec(decision: Decision) -> QuantSpec:
+    if decision.spec is None:
+        raise ValueError(f"{decision.tensor!r} is not placed")
+    return decision.spec
+
+
+def observed_tensors(model: ir.Model, placement: Placement) -> dict[str, str]:
+    """tensor -> the scale owner whose range it belongs to. Tensors that only repeat values of their group are left out."""
+    producers = {str(v.name): node for node in model.graph for v in node.outputs if v.name}
+    found: dict[str, str] = {}
+    for decision in placement:
+        if decision.kind != "activation" or decision.spec is None or decision.fused:
+            continue
+        owner = placement.scale_owner(decision.tensor)
+        node = producers.get(decision.tensor)
+        if node is not None and node.op_type in MOVES:
+            sources = [placement.get(str(v.name)) for v in node.inputs if v is not None and v.const_value is None]
+            if all(
+                s is not None and s.spec is not None and not s.fused and placement.scale_owner(s.tensor) == owner
+                for s in sources
+            ):
+                continue
+        found[decision.tensor] = owner
+    return found
+
+
+def calibrate_weights(model: ir.Model, placement: Placement, activations: Mapping[str, QParams]) -> dict[str, QParams]:
+    """QParams of each placed weight: least squared error per channel, and a floor that keeps biases inside int32."""
+    found: dict[str, QParams] = {}
+    floors = bias_floors(model, placement, activations)
+    for decision in placement:
+        if decision.kind != "weight" or decision.spec is None:
+            continue
+        value = model.graph.initializers[decision.tensor].const_value
+        assert value is not None
+        scale = weight_scale(np.asarray(value.numpy(), np.float32), decision.spec)
+        floor = floors.get(decision.tensor)
+        found[decision.tensor] = symmetric(decision.spec, scale if floor is None else np.maximum(scale, floor))
+    return found
+
+
+def weight_scale(weight: FloatArray, spec: QuantSpec) -> FloatArray:
+    """The scale with the least squared error, per channel of spec.axis (shape (C,)) or for the whole tensor (shape ())."""
+    axis = spec.axis
+    rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    peak, errors = kernels.channel_errors(np.ascontiguousarray(rows), _WEIGHT_FACTORS, spec.qmin, spec.qmax)
+    scale = peak * _WEIGHT_FACTORS[np.argmin(errors, axis=1)] / np.float32(spec.qmax)
+    scale = np.maximum(scale, np.float32(_SMALLEST_WEIGHT_SCALE)).astype(np.float32)
+    return scale[0] if axis is None else scale
+
+
+def bias_floors(model: ir.Model, placement: Placement, activations: Mapping[str, QParams]) -> dict[str, FloatArray]:
+    """weight -> smallest weight scale with which |bias| / (scale_x * scale_w) stays within 2**30.
+
+    A channel whose weights BatchNorm folding made tiny would otherwise overflow the int32 bias (onnxruntime issue 11415).
+    """
+    floors: dict[str, FloatArray] = {}
+    for node in model.graph:
+        if node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3:
+            continue
+        x, weight, bias = node.inputs[0], node.inputs[1], node.inputs[2]
+        if x is None or weight is None or bias is None or bias.const_value is None or weight.const_value is None:
+            continue
+        source, placed = placement.get(str(x.name)), placement.get(str(weight.name))
+        if source is None or source.spec is None or placed is None or placed.spec is None:
+            continue
+        scale_x = float(activations[placement.scale_owner(str(x.name))].scale)
+        floor = np.abs(np.asarray(bias.const_value.numpy(), np.float32)) / np.float32(scale_x * _BIAS_LIMIT)
+        floors[str(weight.name)] = np.asarray(floor.max() if placed.spec.axis is None else floor, np.float32)
+    return floors

@@ -1,0 +1,201 @@
+"""Observers: from the values of a tensor to the range that its integers should cover.
+
+An observer sees the tensor's float values batch by batch, as one-dimensional arrays, and ends in QParams.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fullquant.errors import ConfigError, FullquantError
+from fullquant.numerics.qparams import QParams, QuantSpec, symmetric
+from fullquant.runtime import kernels
+
+Array = npt.NDArray[np.float32]
+
+# A tensor that is zero on every calibration image still needs a step; any will do, and this one keeps biases in int32.
+_SMALLEST_RANGE = 1e-5
+_BINS = 4096
+
+
+class Observer(Protocol):
+    """Collects one tensor's values."""
+
+    def update(self, values: Array) -> None:
+        """One batch, flat."""
+
+    def qparams(self, spec: QuantSpec) -> QParams:
+        """The grid placed on what was seen."""
+
+
+def qparams_of_range(low: float, high: float, spec: QuantSpec) -> QParams:
+    """The grid that covers [low, high], 0 included.
+
+    Symmetric: scale = max(|low|, |high|) / qmax. Affine: scale = (high - low) / (qmax - qmin),
+    zero_point = qmin - low / scale, rounded (Jacob et al. 2018, arXiv:1712.05877, section 2.1).
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise FullquantError(f"calibration saw values from {low} to {high}: the float model overflows on these images")
+    if spec.symmetric:
+        return symmetric(spec, max(-low, high, _SMALLEST_RANGE) / spec.qmax)
+    scale = np.float32(max(high - low, _SMALLEST_RANGE) / (spec.qmax - spec.qmin))
+    zero_point = int(np.clip(np.rint(spec.qmin - low / scale), spec.qmin, spec.qmax))
+    return QParams(spec, np.asarray(scale), np.asarray(zero_point))
+
+
+class MinMaxObserver:
+    """The smallest and the largest value seen."""
+
+    def __init__(self) -> None:
+        self.low, self.high = math.inf, -math.inf
+
+    def update(self, values: Array) -> None:
+        low, high = kernels.value_range(values)
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+    def qparams(self, spec: QuantSpec) -> QParams:
+        return qparams_of_range(self.low, self.high, spec)
+
+
+class MovingAverageObserver:
+    """state = rate * state + (1 - rate) * range of the batch, for both ends; the first batch starts it.
+
+    rate: `moving_rate` of the configuration (PaddleSlim's default 0.9).
+    """
+
+    def __init__(self, rate: float = 0.9) -> None:
+        if not 0.0 <= rate < 1.0:
+            raise ConfigError(f"moving_rate must lie in [0, 1), not {rate}")
+        self.rate = rate
+        self.state: tuple[float, float] | None = None
+
+    def update(self, values: Array) -> None:
+        seen = kernels.value_range(values)
+        if self.state is None:
+            self.state = seen
+            return
+        old = self.state
+        self.state = (
+            self.rate * old[0] + (1 - self.rate) * seen[0],
+            self.rate * old[1] + (1 - self.rate) * seen[1],
+        )
+
+    def qparams(self, spec: QuantSpec) -> QParams:
+        low, high = self.state or (0.0, 0.0)
+        return qparams_of_range(low, high, spec)
+
+
+class Histogram:
+    """Counts in equal bins over [-reach, reach]; the reach doubles when a value lies beyond it."""
+
+    def __init__(self, bins: int = _BINS) -> None:
+        self.counts = np.zeros(bins, np.int64)
+        self.reach = 0.0
+        self.low, self.high = math.inf, -math.inf
+
+    def update(self, values: Array) -> None:
+        low, high = kernels.value_range(values)
+        peak = max(-low, high)
+        if not math.isfinite(peak):
+            raise FullquantError(
+                f"calibration saw values from {low} to {high}: the float model overflows on these images"
+            )
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        if self.reach == 0.0:
+            self.reach = max(peak, _SMALLEST_RANGE)
+        while peak > self.reach:
+            self._double()
+        kernels.add_to_histogram(values, self.counts, -self.reach, self.reach)
+
+    def _double(self) -> None:
+        merged = self.counts.reshape(-1, 2).sum(axis=1)
+        quarter = len(self.counts) // 4
+        self.counts = np.zeros_like(self.counts)
+        self.counts[quarter : quarter + len(merged)] = merged
+        self.reach *= 2
+
+    def centres(self) -> npt.NDArray[np.float64]:
+        """The middle of each bin."""
+        bins = len(self.counts)
+        return (np.arange(bins) + 0.5) * (2 * self.reach / bins) - self.reach
+
+
+class PercentileObserver:
+    """Cuts equal shares of the values off both ends; `percentile` of 0.9999 keeps that share (hist_percent)."""
+
+    def __init__(self, percentile: float = 0.9999) -> None:
+        if not 0.5 < percentile <= 1.0:
+            raise ConfigError(f"a percentile lies in (0.5, 1], not {percentile}")
+        self.percentile = percentile
+        self.histogram = Histogram()
+
+    def update(self, values: Array) -> None:
+        self.histogram.update(values)
+
+    def qparams(self, spec: QuantSpec) -> QParams:
+        seen = self.histogram
+        total = seen.counts.sum()
+        if total == 0:
+            return qparams_of_range(0.0, 0.0, spec)
+        width = 2 * seen.reach / len(seen.counts)
+        if spec.symmetric:
+            half = len(seen.counts) // 2
+            folded = seen.counts[half:] + seen.counts[:half][::-1]
+            bound = (int(np.searchsorted(np.cumsum(folded), self.percentile * total)) + 1) * width
+            return qparams_of_range(0.0, min(bound, max(-seen.low, seen.high)), spec)
+        share = np.cumsum(seen.counts) / total
+        tail = (1.0 - self.percentile) / 2
+        low = int(np.searchsorted(share, tail)) * width - seen.reach
+        high = (int(np.searchsorted(share, 1.0 - tail)) + 1) * width - seen.reach
+        return qparams_of_range(max(low, seen.low), min(high, seen.high), spec)
+
+
+class MseObserver:
+    """The range whose grid gives the smallest mean squared error of the values seen (clipping against rounding).
+
+    Candidates are shares of the observed range, from 1 down to 0.1 in steps of 1%; the error is taken on the
+    histogram (Banner et al. 2019, arXiv:1810.05723, pose the trade-off; solved here by search, not in closed form).
+    """
+
+    candidates = np.arange(1.0, 0.099, -0.01)
+
+    def __init__(self) -> None:
+        self.histogram = Histogram()
+
+    def update(self, values: Array) -> None:
+        self.histogram.update(values)
+
+    def qparams(self, spec: QuantSpec) -> QParams:
+        seen = self.histogram
+        used = np.nonzero(seen.counts)[0]
+        if used.size == 0:
+            return qparams_of_range(0.0, 0.0, spec)
+        values, counts = seen.centres()[used], seen.counts[used].astype(np.float64)
+        options = [qparams_of_range(seen.low * share, seen.high * share, spec) for share in self.candidates]
+        errors = [_squared_error(values, counts, option) for option in options]
+        return options[int(np.argmin(errors))]
+
+
+def _squared_error(values: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], qparams: QParams) -> float:
+    scale, zero_point = float(qparams.scale), int(qparams.zero_point)
+    q = np.clip(np.rint(values / scale), qparams.spec.qmin - zero_point, qparams.spec.qmax - zero_point)
+    return float(np.sum(counts * (q * scale - values) ** 2))
+
+
+def observer_factory(name: str, *, moving_rate: float = 0.9, percentile: float = 0.9999) -> Callable[[], Observer]:
+    """A maker of observers: min_max, moving_average, percentile or mse."""
+    makers: dict[str, Callable[[], Observer]] = {
+        "min_max": MinMaxObserver,
+        "moving_average": lambda: MovingAverageObserver(moving_rate),
+        "percentile": lambda: PercentileObserver(percentile),
+        "mse": MseObserver,
+    }
+    if name not in makers:
+        raise ConfigError(f"unknown observer {name!r}; known: {', '.join(makers)}")
+    return makers[name]

@@ -1,0 +1,80 @@
+"""Shapes and dtypes of all values, by ONNX's own inference."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+from fullquant.errors import ModelError
+from fullquant.graph.edit import constant_value
+
+#: Constants up to this size are given to the inference: shapes, axes, paddings. Weights are given by their type alone.
+_MAX_ELEMENTS = 1024
+
+
+def infer_shapes(model: ir.Model) -> int:
+    """Fills in and corrects shapes and dtypes of computed values; returns how many values changed.
+
+    What follows from the graph's inputs wins over what the file declared, and a name given in the file ("N") over an
+    unknown size. Raises ModelError where shapes contradict each other.
+    """
+    inferred = _infer(model)
+    count = 0
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name and value.name in inferred:
+                count += _update(value, inferred[value.name])
+    return count
+
+
+def _infer(model: ir.Model) -> dict[str, ir.Value]:
+    """ONNX's inference on a copy without the declared shapes of computed values and without the weights' contents."""
+    graph = model.graph
+    proto = onnx.GraphProto(name=graph.name or "graph")
+    for value in graph.inputs:
+        proto.input.append(ir.to_proto(value))
+    for value in graph.initializers.values():
+        array = constant_value(value)
+        if array is not None and array.size <= _MAX_ELEMENTS and value.const_value is not None:
+            proto.initializer.append(ir.to_proto(value.const_value))
+        else:
+            proto.input.append(ir.to_proto(value))
+    proto.node.extend(ir.to_proto(node) for node in graph)
+    proto.output.extend(onnx.ValueInfoProto(name=value.name) for value in graph.outputs)
+    copy = onnx.ModelProto(ir_version=model.ir_version, graph=proto)
+    copy.opset_import.extend(onnx.helper.make_opsetid(*item) for item in model.opset_imports.items())
+    try:
+        result = onnx.shape_inference.infer_shapes(copy, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise ModelError(f"the graph's shapes contradict each other: {' '.join(str(error).split())}") from error
+    found = [*result.graph.value_info, *result.graph.output]
+    return {info.name: ir.from_proto(info) for info in found if info.type.HasField("tensor_type")}
+
+
+def _update(value: ir.Value, inferred: ir.Value) -> bool:
+    changed = False
+    if inferred.dtype is not None and inferred.dtype != value.dtype:
+        value.type = ir.TensorType(inferred.dtype)
+        changed = True
+    if inferred.shape is None:
+        return changed
+    old = value.shape
+    merged = ir.Shape(
+        [
+            _merge(old[i] if old is not None and len(old) == len(inferred.shape) else None, dim)
+            for i, dim in enumerate(inferred.shape)
+        ]
+    )
+    if old is None or tuple(old.dims) != tuple(merged.dims):
+        value.shape = merged
+        changed = True
+    return changed
+
+
+def _merge(old: int | ir.SymbolicDim | None, new: int | ir.SymbolicDim) -> int | str | None:
+    if isinstance(new, int):
+        return new
+    # ONNX invents "unk__3" for sizes that it doesn't know: not a name that anything else has.
+    if new.value is not None and not new.value.startswith("unk__"):
+        return new.value
+    return old.value if isinstance(old, ir.SymbolicDim) else old

@@ -1,0 +1,302 @@
+"""Graph + target table -> one Decision per float tensor.
+
+Rules, in this order (design.md, section 4):
+ 1. Operators that only move data share one scale between input and output; so does Concat, over all its inputs.
+ 2. A ReLU or Clip whose input nobody else reads is fused into the operator in front: one rounding, after the clamp.
+ 3. Every other float tensor between the input and the output has a scale of its own.
+ 4. Weights: int8 per output channel; biases: int32 at scale_x * scale_w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from fullquant.errors import PlacementError
+from fullquant.numerics.qparams import QuantSpec
+from fullquant.placement.decision import Decision, Placement
+from fullquant.placement.target import Role, Target, find_target
+
+INT32 = QuantSpec(-(2**31) + 1, 2**31 - 1)
+_REDUCED = (-64, 63)
+_FULL = (-127, 127)
+
+# The names that PaddleSlim configurations use -> the ONNX operators they become here.
+_PADDLE_OP_TYPES = {
+    "conv2d": "Conv", "depthwise_conv2d": "Conv", "conv2d_transpose": "ConvTranspose", "mul": "MatMul", "matmul": "MatMul",
+    "matmul_v2": "MatMul", "elementwise_add": "Add", "elementwise_mul": "Mul", "pool2d": "", "relu": "Relu",
+}  # fmt: skip
+_MATMUL_FAMILY = frozenset({"mul", "matmul", "matmul_v2", "linear", "fc"})
+
+
+@dataclass(frozen=True)
+class PlacementOptions:
+    """What the user may ask for.
+
+    full: every float tensor is placed; otherwise only the inputs and weights of `op_types` (Paddle's operator names).
+    skip_patterns: nodes whose name or name scope contains one of these stay float.
+    reduce_range: weights in [-64, 63], for x86 processors without VNNI.
+    per_channel: one weight scale per output channel; otherwise one per tensor.
+    """
+
+    full: bool = True
+    op_types: tuple[str, ...] = ("conv2d", "depthwise_conv2d", "mul", "matmul", "matmul_v2")
+    skip_patterns: tuple[str, ...] = ()
+    reduce_range: bool = False
+    per_channel: bool = True
+
+
+def place(model: ir.Model, target: str = "paddle_lite", options: PlacementOptions | None = None) -> Placement:
+    """A Decision for each float tensor of the canonical graph.
+
+    PlacementError: an operator has no integer rule on the target and no pattern keeps it float.
+    """
+    options = options or PlacementOptions()
+    table = find_target(target)
+    builder = _Builder(model.graph, table, options)
+    decisions = builder.full() if options.full else builder.literal()
+    return Placement(target, decisions)
+
+
+class _Builder:
+    def __init__(self, graph: ir.Graph, target: Target, options: PlacementOptions) -> None:
+        self.graph, self.target, self.options = graph, target, options
+        self.nodes = list(graph)
+        self.outputs = {str(v.name) for v in graph.outputs}
+        self.skipped = {str(n.name) for n in self.nodes if self._matches(n, options.skip_patterns)}
+        self.parent: dict[str, str] = {}
+        self.fused: dict[str, str] = {}  # tensor inside a fused kernel -> why
+
+    # ---- the two modes -----------------------------------------------------------------------------------------
+
+    def full(self) -> dict[str, Decision]:
+        self._check_roles()
+        self._fuse_clamps()
+        self._share_moves()
+        decisions: dict[str, Decision] = {}
+        for value in self._activations():
+            decision = self._activation(value)
+            decisions[decision.tensor] = decision
+        self._point_to_owners(decisions)
+        return {**decisions, **self._constants({n for n in map(_name, self.nodes) if n not in self.skipped})}
+
+    def literal(self) -> dict[str, Decision]:
+        """Only the inputs of the named operators, as PaddleSlim does when is_full_quantize is false."""
+        wanted = {str(n.name) for n in self.nodes if self._is_wanted(n)} - self.skipped
+        decisions: dict[str, Decision] = {}
+        for value in self._activations():
+            name = str(value.name)
+            readers = frozenset(str(u.name) for u in value.consumers() if str(u.name) in wanted)
+            if readers:
+                reason = f"input of {', '.join(sorted(readers))}: in QuantAware.quantize_op_types"
+                decisions[name] = Decision(name, "activation", self.target.activation, reason, consumers=readers)
+            else:
+                reason = "is_full_quantize is false and no operator of quantize_op_types reads it"
+                decisions[name] = Decision(name, "activation", None, reason)
+        return {**decisions, **self._constants(wanted)}
+
+    # ---- which nodes -------------------------------------------------------------------------------------------
+
+    def _matches(self, node: ir.Node, patterns: Collection[str]) -> bool:
+        scope = node.metadata_props.get("fullquant.namescope", "")
+        return any(p in str(node.name) or p in scope for p in patterns)
+
+    def _is_wanted(self, node: ir.Node) -> bool:
+        source = node.metadata_props.get("fullquant.op_type", "")
+        names = set(self.options.op_types)
+        if source in names or node.op_type in names:
+            return True
+        if node.op_type in ("Gemm", "MatMul"):
+            return bool(names & _MATMUL_FAMILY)
+        if node.op_type == "Conv":
+            depthwise = _is_depthwise(node)
+            return ("depthwise_conv2d" if depthwise else "conv2d") in names
+        return any(_PADDLE_OP_TYPES.get(name) == node.op_type for name in names)
+
+    def _check_roles(self) -> None:
+        for node in self.nodes:
+            if node.op_type in self.target.roles or str(node.name) in self.skipped:
+                continue
+            if not any(_is_float(v) for v in node.outputs):
+                continue
+            raise PlacementError(
+                f"no int8 rule for '{node.op_type}' (node {node.name!r}) on target {self.target.name!r}; "
+                "keep it float with QuantAware.not_quant_pattern"
+            )
+
+    def _role(self, node: ir.Node | None) -> Role | None:
+        if node is None or str(node.name) in self.skipped:
+            return None
+        return self.target.roles.get(node.op_type)
+
+    # ---- sharing -----------------------------------------------------------------------------------------------
+
+    def _root(self, name: str) -> str:
+        while self.parent.setdefault(name, name) != name:
+            name = self.parent[name]
+        return name
+
+    def _join(self, a: str, b: str) -> None:
+        self.parent[self._root(a)] = self._root(b)
+
+    def _only_reader(self, value: ir.Value) -> ir.Node | None:
+        readers = list(value.uses())
+        return readers[0].node if len(readers) == 1 and str(value.name) not in self.outputs else None
+
+    def _fuse_clamps(self) -> None:
+        for node in self.nodes:
+            if self._role(node) == "compute" and node.op_type in self.target.fuses_activation:
+                self._fuse_bias(node)
+                reader = self._only_reader(node.outputs[0])
+                if reader is not None and self._role(reader) == "clamp":
+                    out, clamped = str(node.outputs[0].name), str(reader.outputs[0].name)
+                    self.fused[out] = (
+                        f"{node.op_type} and {reader.op_type} are one kernel: rounded once, after the clamp"
+                    )
+                    self._join(out, clamped)
+
+    def _fuse_bias(self, node: ir.Node) -> None:
+        """MatMul + constant bias is one kernel: the product in front of the bias is not rounded."""
+        if node.op_type != "MatMul":
+            return
+        reader = self._only_reader(node.outputs[0])
+        if reader is not None and reader.op_type == "Add" and _bias_of_add(reader) is not None and self._role(reader):
+            self.fused[str(node.outputs[0].name)] = "MatMul and its bias are one kernel: rounded once, after the bias"
+            self._join(str(node.outputs[0].name), str(reader.outputs[0].name))
+
+    def _share_moves(self) -> None:
+        for node in self.nodes:
+            role = self._role(node)
+            clamp_alone = role == "clamp" and str(node.inputs[0].name) not in self.fused  # type: ignore[union-attr]
+            if role != "move" and not clamp_alone:
+                continue
+            tensors = [v for v in (*node.inputs, *node.outputs) if v is not None and _is_activation(v) and _is_float(v)]
+            for first, second in zip(tensors, tensors[1:], strict=False):
+                self._join(str(second.name), str(first.name))
+
+    # ---- decisions ---------------------------------------------------------------------------------------------
+
+    def _activations(self) -> Iterable[ir.Value]:
+        yield from self.graph.inputs
+        for node in self.nodes:
+            yield from (v for v in node.outputs if v.name and _is_float(v))
+
+    def _activation(self, value: ir.Value) -> Decision:
+        name = str(value.name)
+        producer = value.producer()
+        readers = [u.node for u in value.uses()]
+        live = frozenset(str(n.name) for n in readers if str(n.name) not in self.skipped)
+        made_in_float = producer is not None and str(producer.name) in self.skipped
+        if made_in_float and not live:
+            return Decision(name, "activation", None, "made and read by operators that not_quant_pattern keeps float")
+        if readers and not live and name not in self.outputs:
+            return Decision(name, "activation", None, "read only by operators that not_quant_pattern keeps float")
+        consumers = live if len(live) < len({str(n.name) for n in readers}) else None
+        if name in self.fused:
+            return Decision(name, "activation", self.target.activation, self.fused[name], fused=True)
+        if producer is None:
+            reason = "the input image"
+        elif name in self.outputs:
+            reason = f"the output of the model, made by {producer.op_type}"
+        else:
+            reason = f"output of {producer.op_type}: every tensor of a fully integer model has a scale"
+        return Decision(name, "activation", self.target.activation, reason, consumers=consumers)
+
+    def _point_to_owners(self, decisions: dict[str, Decision]) -> None:
+        """The owner of a group is its first tensor, in order of computation, that a kernel really rounds."""
+        owners: dict[str, str] = {}
+        for name, decision in decisions.items():
+            if decision.spec is not None and not decision.fused:
+                owners.setdefault(self._root(name), name)
+        for name, decision in list(decisions.items()):
+            if decision.spec is None:
+                continue
+            owner = owners[self._root(name)]
+            if owner != name:
+                why = decision.reason if decision.fused else f"only moves the values of {owner!r} and keeps their scale"
+                decisions[name] = replace(decision, shares=owner, reason=why)
+
+    def _constants(self, nodes: Collection[str]) -> dict[str, Decision]:
+        decisions: dict[str, Decision] = {}
+        for node in self.nodes:
+            for index, value in enumerate(node.inputs):
+                if value is None or value.const_value is None or value.const_value.dtype != ir.DataType.FLOAT:
+                    continue
+                decision = self._constant(node, index, value, str(node.name) in nodes)
+                known = decisions.get(decision.tensor)
+                if known is not None and (known.kind, known.spec) != (decision.kind, decision.spec):
+                    raise PlacementError(
+                        f"constant {value.name!r} is read in two different ways, by {node.name!r} among others; "
+                        "give each operator its own copy in the exported model"
+                    )
+                decisions[decision.tensor] = decision
+        return decisions
+
+    def _constant(self, node: ir.Node, index: int, value: ir.Value, placed: bool) -> Decision:
+        name, op = str(value.name), node.op_type
+        low, high = _REDUCED if self.options.reduce_range else _FULL
+        if not placed or self.target.roles.get(op) not in ("compute", "move"):
+            return Decision(
+                name, "weight", None, f"constant of {op}, which is not computed in integers or reads it as a bound"
+            )
+        if op in ("BatchNormalization", "LayerNormalization", "Resize"):
+            return Decision(name, "weight", None, f"parameter inside {op}: not a tensor between operators")
+        if (op in ("Conv", "Gemm") and index == 2) or (op == "Add" and _bias_of_add(node) is value):
+            return Decision(name, "bias", INT32, f"bias of {op}: int32 at scale_x * scale_w")
+        axis = _output_channel_axis(node, index, value) if self.options.per_channel else None
+        if op in ("Conv", "Gemm", "MatMul"):
+            how = "per output channel" if axis is not None else "per tensor"
+            return Decision(name, "weight", QuantSpec(low, high, axis=axis), f"weight of {op}: int8, symmetric, {how}")
+        return Decision(name, "weight", QuantSpec(*_FULL), f"constant operand of {op}: int8, symmetric, per tensor")
+
+
+def _name(node: ir.Node) -> str:
+    return str(node.name)
+
+
+def _is_activation(value: ir.Value) -> bool:
+    return value.const_value is None
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+
+
+def _is_depthwise(node: ir.Node) -> bool:
+    group = node.attributes.get("group")
+    weight = node.inputs[1]
+    return (
+        group is not None
+        and weight is not None
+        and weight.shape is not None
+        and group.value > 1
+        and weight.shape[1] == 1
+    )
+
+
+def _bias_of_add(node: ir.Node) -> ir.Value | None:
+    """The constant vector [N] that an Add puts on the product of a MatMul with constant weights; None otherwise."""
+    first, second = node.inputs[0], node.inputs[1]
+    for product, bias in ((first, second), (second, first)):
+        if product is None or bias is None or bias.const_value is None or len(bias.const_value.shape) != 1:
+            continue
+        producer = product.producer()
+        if producer is not None and producer.op_type == "MatMul" and len(list(product.uses())) == 1:
+            weight = producer.inputs[1]
+            if weight is not None and weight.const_value is not None:
+                return bias
+    return None
+
+
+def _output_channel_axis(node: ir.Node, index: int, value: ir.Value) -> int | None:
+    rank = len(value.const_value.shape)  # type: ignore[union-attr]
+    if node.op_type == "Conv" and index == 1:
+        return 0
+    if node.op_type == "Gemm" and index == 1:
+        transposed = node.attributes.get("transB")
+        return 0 if transposed is not None and transposed.value else 1
+    if node.op_type == "MatMul" and index == 1 and rank == 2:
+        return 1
+    return None

@@ -1,0 +1,258 @@
+"""Quantization-aware training with distillation: the loop, its evaluations, and what is kept.
+
+The student starts at the PTQ model and only a better validation score replaces what is kept, so training never
+ends below its start. Weights follow the user's optimizer; the scales, learned as logarithms, follow Adam with a
+rate of their own, because their size has nothing to do with the weights' (TQT, arXiv:1903.08066, section 4).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from fullquant.errors import TrainingError
+from fullquant.runtime.executor import GraphModule
+from fullquant.training.checkpoint import load_checkpoint, save_checkpoint
+from fullquant.training.distillation import DistillationTerm, total_loss
+
+Score = tuple[float, ...]
+Batches = Callable[[int, int], Iterator[npt.NDArray[np.float32]]]
+
+
+class Progress(Protocol):
+    """What the loop tells while it runs."""
+
+    def step(self, step: int, loss: float, images_per_second: float) -> None: ...
+
+    def evaluated(self, step: int, score: Score, best: bool) -> None: ...
+
+
+@dataclass(frozen=True)
+class QatSettings:
+    """steps: optimizer steps in all. eval_every: steps between validations. log_every: steps between loss reports.
+
+    learning_rate: step -> rate of the weights. scale_rate: rate of the log-scales at the start; it follows the
+    schedule of the weights relative to its largest value. clip_norm: largest global gradient norm, or None.
+    target: training stops when score[0] reaches it. checkpoint_every: steps between checkpoints.
+    """
+
+    steps: int
+    eval_every: int
+    log_every: int
+    learning_rate: Callable[[int], float]
+    scale_rate: float = 1e-3
+    clip_gradients: Callable[[list[nn.Parameter]], None] | None = None
+    target: float | None = None
+    checkpoint_every: int = 500
+    learn_scales: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.eval_every, self.log_every, self.checkpoint_every) < 1:
+            raise ValueError("steps and intervals are at least 1")
+
+
+@dataclass
+class QatResult:
+    """What a run did: the score of each validation, and the step of the one that was kept (0 is the PTQ start)."""
+
+    scores: list[tuple[int, Score]] = field(default_factory=list)
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    best_step: int = 0
+    best_score: Score = ()
+    steps_done: int = 0
+    images_per_second: float = 0.0
+    stopped_by: str = "the last step"
+
+
+class QatTrainer:
+    """Trains `student` in place; at the end it holds the best state.
+
+    batches(epoch, start) yields images [N, C, H, W] of an epoch from batch `start` on.
+    evaluate(student) gives the validation score, larger is better, compared from the left.
+    """
+
+    def __init__(
+        self,
+        teacher: GraphModule,
+        student: GraphModule,
+        terms: Sequence[DistillationTerm],
+        batches: Batches,
+        optimizer: torch.optim.Optimizer,
+        evaluate: Callable[[GraphModule], Score],
+        settings: QatSettings,
+        *,
+        checkpoint: Path | None = None,
+        digest: str = "",
+        progress: Progress | None = None,
+    ) -> None:
+        self.teacher, self.student, self.terms = teacher.eval(), student, list(terms)
+        self.batches, self.optimizer, self.evaluate, self.settings = batches, optimizer, evaluate, settings
+        self.checkpoint, self.digest, self.progress = checkpoint, digest, progress
+        self.device = next(student.parameters()).device
+        scales = scale_parameters(student) if settings.learn_scales else []
+        self.scale_optimizer = torch.optim.Adam(scales, lr=settings.scale_rate, betas=(0.9, 0.99)) if scales else None
+        self._peak_rate = max((settings.learning_rate(s) for s in range(0, settings.steps, max(1, settings.steps // 200))), default=0.0)
+        self.result = QatResult()
+        self._best: dict[str, torch.Tensor] = {}
+        self._student_nodes = sorted({t.student_node for t in self.terms})
+        self._teacher_nodes = sorted({t.teacher_node for t in self.terms})
+
+    # ---- the run -----------------------------------------------------------------------------------------------
+
+    def run(self) -> QatResult:
+        """Trains to the last step, the target, or an error. TrainingError on a non-finite loss; the best state is kept."""
+        epoch, position, step = self._resume()
+        if step == 0 and not self.result.scores:
+            self._validate(0)
+        try:
+            while step < self.settings.steps and not self._reached_target():
+                seen = False
+                for images in self.batches(epoch, position):
+                    seen = True
+                    self._train_step(images, step)
+                    step, position = step + 1, position + 1
+                    self._after_step(step, epoch, position)
+                    if step >= self.settings.steps or self._reached_target():
+                        break
+                else:
+                    if not seen and position == 0:
+                        raise TrainingError("the training data gives no batch; it holds fewer images than batch_size, or none")
+                    epoch, position = epoch + 1, 0
+            if self.result.scores[-1][0] != step:
+                self._validate(step)
+        finally:
+            self._restore_best()
+        if self._reached_target():
+            self.result.stopped_by = "target_metric"
+        if self.checkpoint is not None:
+            self.checkpoint.unlink(missing_ok=True)
+        return self.result
+
+    def _train_step(self, images: npt.NDArray[np.float32], step: int) -> None:
+        began = time.perf_counter()
+        rate = self.settings.learning_rate(step)
+        self._set_rates(rate)
+        loss = self._loss(torch.from_numpy(images).to(self.device, non_blocking=True))
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scale_optimizer is not None:
+            self.scale_optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss became {value} at step {step + 1} (learning rate {rate:.3g}); the best model so far is kept. "
+                "Lower TrainConfig.learning_rate or set TrainConfig.grad_clip"
+            )
+        if self.settings.clip_gradients is not None:
+            self.settings.clip_gradients([p for g in self.optimizer.param_groups for p in g["params"]])
+        self.optimizer.step()
+        if self.scale_optimizer is not None:
+            self.scale_optimizer.step()
+        self._report(step + 1, value, len(images), time.perf_counter() - began)
+
+    def _loss(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            _, teacher = self.teacher(images, keep=self._teacher_nodes)
+        _, student = self.student(images, keep=self._student_nodes)
+        return total_loss(self.terms, student, {name: tensor.clone() for name, tensor in teacher.items()})
+
+    def _set_rates(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        if self.scale_optimizer is not None:
+            share = rate / self._peak_rate if self._peak_rate > 0 else 1.0
+            for group in self.scale_optimizer.param_groups:
+                group["lr"] = self.settings.scale_rate * share
+
+    def _report(self, step: int, loss: float, images: int, seconds: float) -> None:
+        speed = images / max(seconds, 1e-9)
+        old = self.result.images_per_second
+        self.result.images_per_second = speed if old == 0.0 else 0.9 * old + 0.1 * speed
+        if step % self.settings.log_every == 0 or step == 1:
+            self.result.losses.append((step, loss))
+        if self.progress is not None:
+            self.progress.step(step, loss, self.result.images_per_second)
+
+    def _after_step(self, step: int, epoch: int, position: int) -> None:
+        self.result.steps_done = step
+        evaluated = step % self.settings.eval_every == 0
+        if evaluated:
+            self._validate(step)
+        if self.checkpoint is not None and (evaluated or step % self.settings.checkpoint_every == 0):
+            save_checkpoint(self.checkpoint, self._state(epoch, position, step), self.digest)
+
+    # ---- validation and the best state -------------------------------------------------------------------------
+
+    def _validate(self, step: int) -> None:
+        self.student.freeze()
+        try:
+            score = self.evaluate(self.student)
+        finally:
+            self.student.freeze(False)
+        if any(math.isnan(part) for part in score):
+            raise TrainingError(f"the validation score at step {step} is not a number: {score}")
+        best = not self._best or score > self.result.best_score
+        if best:
+            self.result.best_step, self.result.best_score = step, score
+            self._best = {k: v.detach().clone() for k, v in self.student.state_dict().items()}
+        self.result.scores.append((step, score))
+        if self.progress is not None:
+            self.progress.evaluated(step, score, best)
+
+    def _reached_target(self) -> bool:
+        best, target = self.result.best_score, self.settings.target
+        return target is not None and bool(best) and best[0] >= target and self.result.best_step > 0
+
+    def _restore_best(self) -> None:
+        if self._best:
+            self.student.load_state_dict(self._best)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def _state(self, epoch: int, position: int, step: int) -> dict[str, Any]:
+        return {
+            "epoch": epoch, "position": position, "step": step,
+            "student": self.student.state_dict(), "best": self._best,
+            "optimizer": self.optimizer.state_dict(),
+            "scale_optimizer": None if self.scale_optimizer is None else self.scale_optimizer.state_dict(),
+            "scores": [[s, list(score)] for s, score in self.result.scores],
+            "losses": [list(pair) for pair in self.result.losses],
+            "best_step": self.result.best_step, "best_score": list(self.result.best_score),
+        }  # fmt: skip
+
+    def _resume(self) -> tuple[int, int, int]:
+        state = load_checkpoint(self.checkpoint, self.digest) if self.checkpoint is not None else None
+        if state is None:
+            return 0, 0, 0
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scale_optimizer is not None:
+            self.scale_optimizer.load_state_dict(state["scale_optimizer"])
+        self._best = state["best"]
+        self.result.scores = [(int(s), tuple(score)) for s, score in state["scores"]]
+        self.result.losses = [(int(s), float(v)) for s, v in state["losses"]]
+        self.result.best_step, self.result.best_score = int(state["best_step"]), tuple(state["best_score"])
+        self.result.steps_done = int(state["step"])
+        return int(state["epoch"]), int(state["position"]), int(state["step"])
+
+
+def scale_parameters(student: GraphModule) -> list[nn.Parameter]:
+    """The log-scales, each once however many tensors share it."""
+    unique = {id(p): p for name, p in student.quantizers.named_parameters() if name.endswith("log_scale")}
+    return list(unique.values())
+
+
+def weight_parameters(student: GraphModule) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(weights, biases and other vectors): the second group gets no weight decay."""
+    matrices = [p for p in student.weights.values() if p.ndim > 1]
+    vectors = [p for p in student.weights.values() if p.ndim <= 1]
+    return matrices, vectors
