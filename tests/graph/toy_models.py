@@ -89,7 +89,7 @@ def operators(model: ir.Model) -> list[str]:
 def check(
     rewrite: Callable[[ir.Model], int], model: ir.Model, symbols: dict[str, int] | None = None, tolerance: float = 1e-5
 ) -> int:
-    """Applies a pass; asserts that outputs, names at the border and invariants hold, and that a second time does nothing."""
+    """Applies a pass twice; asserts that outputs, border names and invariants hold, and that it is idempotent."""
     inputs = feeds(model, symbols)
     before = [run(model, feed) for feed in inputs]
     border = [value.name for value in (*model.graph.inputs, *model.graph.outputs)]
@@ -99,6 +99,8 @@ def check(
     for feed, expected in zip(inputs, before, strict=True):
         actual = run(model, feed)
         assert actual.shape == expected.shape
-        np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance * max(1.0, float(np.abs(expected).max())))
+        np.testing.assert_allclose(
+            actual, expected, rtol=tolerance, atol=tolerance * max(1.0, float(np.abs(expected).max()))
+        )
     assert rewrite(model) == 0, "the pass is not idempotent"
     return count

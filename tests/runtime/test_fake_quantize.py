@@ -24,7 +24,9 @@ INT8 = QuantSpec(-128, 127)
 FLOATS = st.floats(-1e4, 1e4, width=32)
 
 
-@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=4, max_side=9), elements=FLOATS), st.floats(1e-3, 10))
+@given(
+    hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=4, max_side=9), elements=FLOATS), st.floats(1e-3, 10)
+)
 @settings(max_examples=60, deadline=None)
 def test_forward_equals_the_reference(x: np.ndarray, scale: float) -> None:
     module = FakeQuantize(symmetric(INT8, scale))
@@ -38,7 +40,9 @@ def test_affine_forward_equals_the_reference(zero_point: int, scale: float) -> N
     qparams = QParams(QuantSpec(0, 255, symmetric=False), np.float32(scale), np.int64(zero_point))
     module = FakeQuantize(qparams)
     x = np.linspace(-300, 300, 1001, dtype=np.float32)
-    np.testing.assert_array_equal(module(torch.from_numpy(x)).detach().numpy(), affine.fake_quantize(x, module.qparams()))
+    np.testing.assert_array_equal(
+        module(torch.from_numpy(x)).detach().numpy(), affine.fake_quantize(x, module.qparams())
+    )
 
 
 def test_ties_round_to_even_and_ends_clip() -> None:
@@ -59,14 +63,19 @@ def _gradients(function, x: torch.Tensor, log_scale: torch.Tensor, weight: torch
 
 @pytest.mark.parametrize(("low", "high"), [(-math.inf, math.inf), (0.0, math.inf), (0.0, 6.0)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_gradients_equal_autograd(low: float, high: float, memory_format: torch.memory_format) -> None:
+@pytest.mark.parametrize("clip", [False, True])
+def test_gradients_equal_autograd(low: float, high: float, memory_format: torch.memory_format, clip: bool) -> None:
     torch.manual_seed(0)
     x = (torch.randn(3, 8, 17, 13) * 5).contiguous(memory_format=memory_format)
     weight = torch.randn(3, 8, 17, 13)
     for scale in (0.01, 0.05, 0.3):
         start = torch.tensor(math.log(scale))
-        ours = _gradients(lambda a, s: fake_quantize_tensor(a, s, -128, 127, low, high), x, start, weight)
-        theirs = _gradients(lambda a, s: reference_fake_quantize(a, s, -128, 127, low, high), x, start, weight)
+        ours = _gradients(
+            lambda a, s: fake_quantize_tensor(a, s, -128, 127, low, high, clip_only=clip), x, start, weight
+        )
+        theirs = _gradients(
+            lambda a, s: reference_fake_quantize(a, s, -128, 127, low, high, clip_only=clip), x, start, weight
+        )
         torch.testing.assert_close(ours[0], theirs[0])
         torch.testing.assert_close(ours[1], theirs[1], rtol=2e-4, atol=2e-3)
 

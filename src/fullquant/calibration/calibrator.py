@@ -123,3 +123,13 @@ def bias_floors(model: ir.Model, placement: Placement, activations: Mapping[str,
         floor = np.abs(np.asarray(bias.const_value.numpy(), np.float32)) / np.float32(scale_x * _BIAS_LIMIT)
         floors[str(weight.name)] = np.asarray(floor.max() if placed.spec.axis is None else floor, np.float32)
     return floors
+
+
+def raise_to_bias_floors(model: ir.Model, placement: Placement, qparams: Mapping[str, QParams]) -> dict[str, QParams]:
+    """The same scales, those of weights raised where a bias would leave int32 (see `bias_floors`)."""
+    raised = dict(qparams)
+    for name, floor in bias_floors(model, placement, qparams).items():
+        params = raised[name]
+        if np.any(params.scale < floor):
+            raised[name] = symmetric(params.spec, np.maximum(params.scale, floor))
+    return raised

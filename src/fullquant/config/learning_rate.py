@@ -1,13 +1,14 @@
-"""The learning-rate schedules that TrainConfig.learning_rate can name: their parameters, as paddle.optimizer.lr has them.
+"""The schedules that TrainConfig.learning_rate can name, with their parameters as in paddle.optimizer.lr.
 
-What each computes is in training/schedules.py. Source of names, defaults and ranges: PaddlePaddle 3.3, paddle.optimizer.lr.
+What each computes is in training/schedules.py. Source of names, defaults and ranges: PaddlePaddle 3.3.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias, Union
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from fullquant.config.settings import Fixed, Settings, nearest, require
 from fullquant.errors import ConfigError
@@ -150,7 +151,7 @@ class StepDecay(LearningRateSchedule):
 class CosineAnnealingDecay(LearningRateSchedule):
     """eta_min + (rate - eta_min) * (1 + cos(pi * step / T_max)) / 2, rising again after T_max.
 
-    T_max: None means the iterations of the whole run (PaddleSlim's run.py fills it in the same way from --total_images).
+    T_max: None means that the run fills it in: PaddleSlim's run.py takes total_images / (batch_size * processes).
     """
 
     SECTION: ClassVar[str] = "CosineAnnealingDecay"
@@ -264,7 +265,7 @@ class LinearWarmup(LearningRateSchedule):
         self._require(self.end_lr > self.start_lr, "end_lr", f"above start_lr {self.start_lr}")
 
 
-LearningRate: TypeAlias = Union[float, LearningRateSchedule]
+LearningRate: TypeAlias = float | LearningRateSchedule
 
 SCHEDULES: Mapping[str, type[LearningRateSchedule]] = {
     cls.SECTION: cls
@@ -324,4 +325,4 @@ def read_learning_rate(value: object, where: str) -> LearningRate:
 
 
 def _increasing(values: tuple[int, ...]) -> bool:
-    return all(a < b for a, b in zip(values, values[1:], strict=False))
+    return all(a < b for a, b in itertools.pairwise(values))

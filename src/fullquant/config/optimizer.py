@@ -1,6 +1,6 @@
-"""TrainConfig.optimizer_builder: the optimizers of paddle.optimizer, gradient clips, regularizers, with Paddle's defaults.
+"""TrainConfig.optimizer_builder: optimizers, gradient clips and regularizers, with the defaults of Paddle.
 
-What each computes is in training/optimizers.py. Source: PaddlePaddle 3.3, paddle.optimizer, paddle.nn, paddle.regularizer.
+What each computes is in training/optimizers.py. Source: PaddlePaddle 3.3: paddle.optimizer, .nn, .regularizer.
 """
 
 from __future__ import annotations
@@ -324,11 +324,12 @@ class OptimizerBuilder(Settings):
     """TrainConfig.optimizer_builder.
 
     optimizer: {type: <name in paddle.optimizer>, its arguments}. weight_decay: a number is L2Decay (AdamW: decoupled).
-    regularizer: {type: L1Decay | L2Decay, coeff}, in place of weight_decay. grad_clip: {type: ClipGradBy..., its arguments}.
+    regularizer: {type: L1Decay | L2Decay, coeff}, in place of weight_decay.
+    grad_clip: {type: ClipGradBy..., its arguments}.
     """
 
-    SECTION: ClassVar[str] = "optimizer_builder"
-    optimizer: OptimizerSettings = field(default=SGD(), metadata=_typed(OPTIMIZERS, REFUSED_OPTIMIZERS))
+    SECTION: ClassVar[str] = "TrainConfig.optimizer_builder"
+    optimizer: OptimizerSettings = field(default_factory=SGD, metadata=_typed(OPTIMIZERS, REFUSED_OPTIMIZERS))
     weight_decay: float | None = None
     regularizer: L1Decay | L2Decay | None = field(default=None, metadata=_typed(REGULARIZERS, {}))
     grad_clip: ClipGradByGlobalNorm | ClipGradByNorm | ClipGradByValue | None = field(
@@ -339,7 +340,7 @@ class OptimizerBuilder(Settings):
         where, name = self.SECTION, self.optimizer.SECTION
         require(
             self.weight_decay is None or self.regularizer is None,
-            f"{where}: weight_decay and regularizer are both given; a number is {{type: L2Decay, coeff: number}}, keep one",
+            f"{where}: weight_decay and regularizer are both given, and the former is an L2Decay; keep one",
         )
         require(self.weight_decay is None or self.weight_decay >= 0, f"{where}.weight_decay: must be >= 0")
         if self.optimizer.DECAY != "coupled":

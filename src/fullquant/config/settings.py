@@ -1,18 +1,17 @@
 """From plain YAML values to frozen dataclasses that check themselves.
 
 Every section of a configuration is a frozen dataclass derived from `Settings`. Its field types say what a key holds;
-`Settings.__post_init__` converts and checks each field, so a section built in Python is checked like one read from YAML.
+`Settings.__post_init__` converts and checks each field: a section built in Python is checked like one from YAML.
 """
 
 from __future__ import annotations
 
 import difflib
-import functools
 import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Literal, TypeVar, Union
 
 from fullquant.errors import ConfigError
@@ -79,7 +78,9 @@ class Settings:
             if name in cls.FIXED:
                 _check_fixed(cls.FIXED[name], value, f"{cls.SECTION}.{key}")
             elif name not in known:
-                raise ConfigError(f"{cls.SECTION}: unknown key {key!r}{nearest(key, [*known, *cls.FIXED, *cls.ALIASES])}")
+                raise ConfigError(
+                    f"{cls.SECTION}: unknown key {key!r}{nearest(key, [*known, *cls.FIXED, *cls.ALIASES])}"
+                )
             elif name in arguments:
                 raise ConfigError(f"{cls.SECTION}: {key!r} and another spelling of {name!r} are both given; keep one")
             else:
@@ -91,8 +92,6 @@ class Settings:
 
 
 def _is_required(item: Any) -> bool:
-    from dataclasses import MISSING
-
     return item.default is MISSING and item.default_factory is MISSING
 
 
@@ -114,16 +113,22 @@ def _shown(value: object) -> str:
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
-    """' (nearest known: ...)' for a message about an unknown word; the whole list where nothing is near."""
-    known = list(known)
-    found = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else f"; known: {', '.join(known) or 'none'}"
+    """The end of a message about an unknown word: the nearest known one, or all of them where none is near."""
+    by_lower = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.5)
+    if found:
+        return f"; did you mean {by_lower[found[0]]!r}?"
+    return f"; known: {', '.join(by_lower.values()) or 'none'}"
 
 
-@functools.cache
-def field_types(cls: type) -> dict[str, Any]:
-    """The resolved types of a dataclass's fields."""
-    return typing.get_type_hints(cls)
+_TYPES: dict[type, dict[str, Any]] = {}
+
+
+def field_types(cls: type[Settings]) -> dict[str, Any]:
+    """The resolved types of a section's fields, by name."""
+    if cls not in _TYPES:
+        _TYPES[cls] = typing.get_type_hints(cls)
+    return _TYPES[cls]
 
 
 def convert(value: object, hint: Any, where: str) -> object:

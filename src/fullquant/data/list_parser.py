@@ -116,7 +116,8 @@ def _parse_regular(
 
 
 def _blank(characters: _Bytes) -> npt.NDArray[np.bool_]:
-    return (characters == _SPACE) | (characters == _TAB)
+    blank: npt.NDArray[np.bool_] = (characters == _SPACE) | (characters == _TAB)
+    return blank
 
 
 def _parse_line(line: bytes, where: str) -> tuple[int, int, int] | None:

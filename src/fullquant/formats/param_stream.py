@@ -74,6 +74,8 @@ def _read_tensor(cursor: _Cursor) -> Array:
     desc = VarType.TensorDesc()
     try:
         desc.ParseFromString(bytes(description))
+        if not desc.IsInitialized():  # ParseFromString accepts messages that lack required fields
+            raise DecodeError("no element type")
     except DecodeError:
         raise cursor.error("the tensor description cannot be decoded") from None
     dtype = DTYPE_OF_NUMBER.get(int(desc.data_type))

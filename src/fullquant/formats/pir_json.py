@@ -131,10 +131,18 @@ def _read_type(node: Mapping[str, Any]) -> PirType:
     if kind == "t_dtensor":
         element, dims = node["D"][0], node["D"][1]
         dtype = DTYPE_OF_PIR_NAME.get(str(element["#"]).rpartition(".")[2])
-        return PirType(dtype, tuple(int(dim) for dim in dims))
+        return PirType(dtype, tuple(_int64(dim) for dim in dims))
     if kind == "t_vec":
         return PirType(elements=tuple(_read_type(element) for element in node["D"]))
     return PirType()
+
+
+def _int64(content: Any) -> int:
+    """An integer of the format; JSON has no limit, Paddle has."""
+    number = int(content)
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ValueError(f"{number} is no 64-bit integer")
+    return number
 
 
 def _read_attribute(node: Mapping[str, Any]) -> Attribute:
@@ -144,7 +152,7 @@ def _read_attribute(node: Mapping[str, Any]) -> Attribute:
     if kind == "a_bool":
         return bool(content)
     if kind in ("a_i32", "a_i64", "a_index"):
-        return int(content)
+        return _int64(content)
     if kind in ("a_f32", "a_f64"):
         return float(content)  # infinities may stand there as strings; float() reads them
     if kind in ("a_str", "a_tensorname", "a_layout"):
@@ -152,7 +160,7 @@ def _read_attribute(node: Mapping[str, Any]) -> Attribute:
     if kind == "a_array":
         return [_read_attribute(element) for element in content]
     if kind == "a_intarray":
-        return [int(element) for element in content]
+        return [_int64(element) for element in content]
     if kind == "a_dtype":
         return DTYPE_OF_PIR_NAME.get(str(content))
     if kind == "a_scalar":

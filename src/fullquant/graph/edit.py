@@ -135,11 +135,6 @@ def producer_of(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     return producer if producer is not None and (not op_types or producer.op_type in op_types) else None
 
 
-def is_graph_output(value: ir.Value) -> bool:
-    """Whether the value leaves the graph."""
-    return value.is_graph_output()
-
-
 def sole_consumer(value: ir.Value) -> ir.Node | None:
     """The one node that reads the value, once; None if there are more readers, or if it is a graph output too."""
     uses = list(value.uses())

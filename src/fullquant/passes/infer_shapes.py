@@ -74,7 +74,9 @@ def _update(value: ir.Value, inferred: ir.Value) -> bool:
 def _merge(old: int | ir.SymbolicDim | None, new: int | ir.SymbolicDim) -> int | str | None:
     if isinstance(new, int):
         return new
-    # ONNX invents "unk__3" for sizes that it doesn't know: not a name that anything else has.
-    if new.value is not None and not new.value.startswith("unk__"):
-        return new.value
-    return old.value if isinstance(old, ir.SymbolicDim) else old
+    return _name(new) or (old if isinstance(old, int) else _name(old))
+
+
+def _name(dim: ir.SymbolicDim | None) -> str | None:
+    """The dimension's name, None for the names ("unk__3") that ONNX's inference invents for sizes it doesn't know."""
+    return None if dim is None or dim.value is None or dim.value.startswith("unk__") else dim.value

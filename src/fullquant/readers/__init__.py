@@ -1,0 +1,53 @@
+"""Readers: an exported model, Paddle (three layouts, two program formats) or ONNX, becomes the canonical graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from fullquant.readers.files import ModelFiles, find_model, no_parameters
+from fullquant.readers.onnx import load_onnx
+from fullquant.readers.paddle import program_to_onnx
+from fullquant.readers.paddle_params import load_parameters
+from fullquant.readers.pir import load_pir_program
+from fullquant.readers.program_desc import load_program
+
+__all__ = ["ModelFiles", "find_model", "read_model"]
+
+
+def read_model(
+    path: str | Path,
+    model_filename: str | None = None,
+    params_filename: str | None = None,
+    input_shape: Mapping[str, Sequence[int]] | None = None,
+) -> ir.Model:
+    """Reads a model into the canonical graph: an onnx_ir model of ONNX operators, opset 20, variable names kept.
+
+    path: a folder, a model file, or a prefix such as "dir/inference".
+    model_filename, params_filename: names within the folder; without them the files are found, see `find_model`.
+    input_shape: shape per input name that replaces the declared one; -1 leaves a size open.
+
+    metadata_props of the model: "fullquant.source" (the path as given), "fullquant.source_format" ("program_desc",
+    "pir" or "onnx"), "fullquant.model_file", "fullquant.params_file" (the files that were read).
+    metadata_props of nodes: "fullquant.op_type" (source operator), "fullquant.namescope" where the file has one.
+
+    Raises ModelError (UnsupportedOperatorError for an operator without a rule): one line with file, operator,
+    variable and remedy.
+    """
+    files = find_model(Path(path), model_filename, params_filename)
+    if files.source_format == "onnx":
+        model = load_onnx(files.model, input_shape)
+    else:
+        load = load_pir_program if files.source_format == "pir" else load_program
+        program = load(files.model)
+        if files.params is None and program.parameters:
+            raise no_parameters(files)
+        parameters = load_parameters(files.params, program.parameters) if files.params else {}
+        model = program_to_onnx(program, parameters, input_shape)
+        model.metadata_props["fullquant.params_file"] = str(files.params or "")
+    model.metadata_props["fullquant.source"] = str(path)
+    model.metadata_props["fullquant.source_format"] = files.source_format
+    model.metadata_props["fullquant.model_file"] = str(files.model)
+    return model

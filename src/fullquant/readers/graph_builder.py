@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from onnx.shape_inference import InferenceError, infer_node_outputs
+from onnx.shape_inference import infer_node_outputs
 
 from fullquant.errors import ModelError
 from fullquant.readers.program import PaddleOp, Program
@@ -28,20 +27,6 @@ NodeAttr = int | float | str | Sequence[int] | Sequence[float]
 _OPSET_IMPORTS = [onnx.helper.make_opsetid("", OPSET)]
 # Constants up to this many elements take part in shape inference (shapes, axes, pads); weights don't.
 _MAX_SHAPE_CONSTANT = 64
-
-
-@dataclass
-class NodeNames:
-    """Names of the nodes that one operator becomes: the last one gets the plain name, others a suffix."""
-
-    base: str
-    nodes: list[ir.Node]
-
-    def assign(self) -> None:
-        for index, node in enumerate(self.nodes[:-1]):
-            node.name = f"{self.base}.{index}"
-        if self.nodes:
-            self.nodes[-1].name = self.base
 
 
 class GraphBuilder:
@@ -105,13 +90,7 @@ class GraphBuilder:
         """
         if value.name in self._named:
             value = self.node("Identity", [value])[0]
-        unique, count = name, 1
-        while unique in self._named:
-            count += 1
-            unique = f"{name}@{count}"
-        value.name = unique
-        self._named.add(unique)
-        self._taken.add(unique)
+        value.name = self._unique(name)
         self._values[name] = value
         self._constants.pop(name, None)
         if value.shape is None:
@@ -125,13 +104,22 @@ class GraphBuilder:
         """The ONNX type of a value, with what is known of its shape."""
         return self._types.get(value, onnx.TypeProto())
 
-    def _initializer(self, name: str, array: Array) -> ir.Value:
+    def _unique(self, name: str) -> str:
+        unique, count = name, 1
+        while unique in self._named:
+            count += 1
+            unique = f"{name}@{count}"
+        self._named.add(unique)
+        self._taken.add(unique)
+        return unique
+
+    def _initializer(self, variable: str, array: Array) -> ir.Value:
+        name = self._unique(variable)
         tensor = ir.tensor(array, name=name)
         value = ir.Value(name=name, const_value=tensor)
         self._set_type(value, onnx.helper.make_tensor_type_proto(int(tensor.dtype), list(array.shape)))
         if array.size <= _MAX_SHAPE_CONSTANT and array.dtype in (np.int64, np.int32, np.float32):
             self._data[value] = onnx.numpy_helper.from_array(array, name)
-        self._named.add(name)
         self._initializers.append(value)
         return value
 
@@ -168,8 +156,11 @@ class GraphBuilder:
         self._op_index[op.type] += 1
 
     def end(self) -> None:
-        """Ends an operator: its nodes get their names."""
-        NodeNames(self._op_name, self._op_nodes).assign()
+        """Ends an operator. Its last node gets the plain name ("conv2d_0"), those before it a number ("conv2d_0.0")."""
+        for index, node in enumerate(self._op_nodes[:-1]):
+            node.name = f"{self._op_name}.{index}"
+        if self._op_nodes:
+            self._op_nodes[-1].name = self._op_name
         self._nodes.extend(self._op_nodes)
         self._op_nodes = []
 
@@ -194,11 +185,8 @@ class GraphBuilder:
 
     def _infer(self, node: ir.Node) -> None:
         used = [value for value in node.inputs if value is not None]
-        proto = onnx.NodeProto(op_type=node.op_type)
-        proto.input.extend("" if value is None else str(value.name) for value in node.inputs)
-        proto.output.extend(str(value.name) for value in node.outputs)
-        proto.attribute.extend(ir.to_proto(attr) for attr in node.attributes.values())
         try:
+            proto = ir.to_proto(node)
             inferred = infer_node_outputs(
                 onnx.defs.get_schema(node.op_type, OPSET),
                 proto,
@@ -207,9 +195,11 @@ class GraphBuilder:
                 opset_imports=_OPSET_IMPORTS,
                 ir_version=IR_VERSION,
             )
-        except (InferenceError, RuntimeError) as error:
+        except Exception as error:  # conversion and inference raise types of several libraries
             reason = " ".join(str(error).split())
-            raise ModelError(f"{self.where()}: the shapes don't fit together ({reason}); export the model again") from None
+            raise ModelError(
+                f"{self.where()}: the shapes don't fit together ({reason}); export the model again"
+            ) from None
         for value in node.outputs:
             if str(value.name) in inferred:
                 self._set_type(value, inferred[str(value.name)])

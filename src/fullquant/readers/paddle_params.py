@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from fullquant.errors import ModelError
 from fullquant.formats.param_stream import Array, read_combined, read_separate
 from fullquant.readers.program import Variable
@@ -33,9 +35,12 @@ def load_parameters(params: Path, parameters: Sequence[Variable]) -> dict[str, A
 
 def _check(params: Path, variable: Variable, tensor: Array) -> None:
     remedy = "the program and the parameters belong to different models"
-    if variable.dtype is not None and tensor.dtype != variable.dtype:
+    # PaddleSlim stores quantized weights as int8 and leaves their declaration at float32; Paddle believes the file
+    quantized = tensor.dtype == np.int8 and variable.dtype == np.float32
+    if variable.dtype is not None and tensor.dtype != variable.dtype and not quantized:
         raise ModelError(
-            f"{params}: parameter {variable.name!r} holds {tensor.dtype}, the program declares {variable.dtype}; {remedy}"
+            f"{params}: parameter {variable.name!r} holds {tensor.dtype}, "
+            f"the program declares {variable.dtype}; {remedy}"
         )
     dims = variable.dims
     if dims is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from fullquant.errors import ModelError, UnsupportedOperatorError
-from fullquant.formats.framework_pb2 import AttrType, OpDesc, ProgramDesc, Scalar, VarDesc, VarType
+from fullquant.formats.framework_pb2 import AttrType, BlockDesc, OpDesc, ProgramDesc, Scalar, VarDesc, VarType
 from fullquant.formats.paddle_types import DTYPE_OF_NUMBER
 from fullquant.readers.program import AttrValue, PaddleOp, Program, Variable, VariableRef
 
@@ -38,6 +38,8 @@ def parse_program(path: Path) -> ProgramDesc:
     desc = ProgramDesc()
     try:
         desc.ParseFromString(content)
+        if not desc.IsInitialized():  # ParseFromString accepts messages that lack required fields
+            raise DecodeError("a required field is missing")
     except DecodeError as error:
         raise ModelError(f"{path}: is not a Paddle program ({error}); the file is damaged, export it again") from None
     if not desc.blocks or not desc.blocks[0].ops:
@@ -48,11 +50,15 @@ def parse_program(path: Path) -> ProgramDesc:
 def load_program(path: Path) -> Program:
     """Reads a legacy program file into the common form. Raises ModelError with file, operator and remedy."""
     desc = parse_program(path)
-    block = desc.blocks[0]
+    try:
+        return _program(path, desc.blocks[0])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: the program is malformed ({error!r}); export it again") from error
+
+
+def _program(path: Path, block: BlockDesc) -> Program:
     variables = {var.name: _variable(var) for var in block.vars}
-    parameters = [
-        variables[var.name] for var in block.vars if var.persistable and var.type.type not in _NO_PARAMETER
-    ]
+    parameters = [variables[var.name] for var in block.vars if var.persistable and var.type.type not in _NO_PARAMETER]
     feeds: list[tuple[int, str]] = []
     fetches: list[tuple[int, str]] = []
     ops: list[PaddleOp] = []
@@ -76,6 +82,8 @@ def load_program(path: Path) -> Program:
 
 
 def _variable(var: VarDesc) -> Variable:
+    if not isinstance(var.name, str):  # protobuf hands out bytes where a string is not UTF-8
+        raise TypeError(f"the name {var.name!r} is not UTF-8")
     if not var.type.HasField("dense_tensor"):
         return Variable(var.name, None, None)
     tensor = var.type.dense_tensor.tensor
@@ -98,8 +106,9 @@ def _op(path: Path, desc: OpDesc) -> PaddleOp:
     attrs: dict[str, AttrValue] = {}
     for attr in desc.attrs:
         if attr.type in (AttrType.BLOCK, AttrType.BLOCKS):
+            first = next((name for names in outputs.values() for name in names), "")
             raise UnsupportedOperatorError(
-                f"{path}: operator {desc.type!r} (output {next(iter(sum(outputs.values(), ())), '')!r}) is control flow, "
+                f"{path}: operator {desc.type!r} (output {first!r}) is control flow, "
                 "which has no static graph; export the model without data-dependent branches and loops"
             )
         attrs[attr.name] = _attr_value(attr)

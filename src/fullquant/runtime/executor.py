@@ -115,7 +115,8 @@ class GraphModule(nn.Module):
             assert master is None or isinstance(master, FakeQuantize)
             self.quantizers[_key(decision.tensor)] = FakeQuantize(self._qparams[owner], owner=master)
 
-    def _quantizer(self, tensor: str) -> FakeQuantize | None:
+    def quantizer(self, tensor: str) -> FakeQuantize | None:
+        """The FakeQuantize of a tensor; None where it stays float or lies inside a fused kernel."""
         found = self.quantizers[_key(tensor)] if _key(tensor) in self.quantizers else None
         assert found is None or isinstance(found, FakeQuantize)
         return found
@@ -125,7 +126,7 @@ class GraphModule(nn.Module):
         return None if decision is None or decision.spec is None else decision.consumers
 
     def _quantize_input(self) -> None:
-        quantizer = self._quantizer(self.input_name)
+        quantizer = self.quantizer(self.input_name)
         if quantizer is not None:
             self._emit_quantizer(self.input_name, quantizer)
 
@@ -154,7 +155,7 @@ class GraphModule(nn.Module):
         outputs = [str(v.name) for v in node.outputs if v.name]
         slots = [self._slot(name) for name in outputs]
         operation = build_operation(node)
-        quantizers = {name: q for name in outputs if (q := self._quantizer(name)) is not None}
+        quantizers = {name: q for name in outputs if (q := self.quantizer(name)) is not None}
         quantizers = {name: q for name, q in quantizers.items() if not self._on_grid_already(node, name)}
         bounds = fused_activation(node)
         if bounds is not None and quantizers and self._restricted(outputs[0]) is None:
@@ -213,6 +214,17 @@ class GraphModule(nn.Module):
         key = self._keys[name]
         return self.weights[key] if key in self.weights else self.get_buffer(key)
 
+    def scale_weight(self, name: str, factor: Tensor) -> None:
+        """Multiplies a weight and its per_channel scales by `factor` (C,): the integers stay, their meaning grows."""
+        quantizer = self.quantizer(name)
+        if quantizer is None or quantizer.spec.axis is None:
+            raise ModelError(f"{name!r} has no scale per channel")
+        weight = self.parameter(name)
+        shape = [1] * weight.ndim
+        shape[quantizer.spec.axis] = -1
+        weight.data.mul_(factor.view(shape))
+        quantizer.log_scale.data.add_(torch.log(factor))
+
     def _initial_values(self) -> dict[int, Tensor]:
         """Every initializer, fake-quantized once, however many readers it has."""
         if self._frozen is not None:
@@ -220,7 +232,7 @@ class GraphModule(nn.Module):
         values: dict[int, Tensor] = {}
         for slot, name in self._initial.items():
             tensor = self.parameter(name)
-            quantizer = self._quantizer(name)
+            quantizer = self.quantizer(name)
             values[slot] = tensor if quantizer is None else quantizer(tensor)
         return values
 
@@ -278,10 +290,22 @@ class GraphModule(nn.Module):
         if self.placement is None:
             return found
         for decision in self.placement:
-            quantizer = self._quantizer(decision.tensor)
+            quantizer = self.quantizer(decision.tensor)
             if quantizer is not None and decision.shares is None:
                 found[decision.tensor] = quantizer.qparams()
         return found
+
+    def fake_quantizers(self) -> list[FakeQuantize]:
+        """Every FakeQuantize, those that share a scale included."""
+        return [module for module in self.quantizers.values() if isinstance(module, FakeQuantize)]
+
+    def set_qparams(self, qparams: Mapping[str, QParams]) -> None:
+        """Sets the scales of their owners."""
+        for tensor, params in qparams.items():
+            quantizer = self.quantizer(tensor)
+            if quantizer is None:
+                raise ModelError(f"tensor {tensor!r} has no scale to set")
+            quantizer.set_scale(params.scale)
 
     def store_weights(self, model: ir.Model) -> None:
         """Writes the learned weights into the initializers of `model` (a graph with the same names)."""

@@ -41,13 +41,15 @@ class _PerTensor(torch.autograd.Function):
     """Single-pass CPU kernel; saves x only, which its producer holds anyway."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, log_scale: Tensor, qlow: float, qhigh: float, low: float, high: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, log_scale: Tensor, qlow: float, qhigh: float, low: float, high: float, inside: float
+    ) -> Tensor:
         x, flat = dense_view(x)
         y = torch.empty_like(x)
         scale = float(torch.exp(log_scale.detach()))
         kernels.tensor_forward(flat.numpy(), dense_view(y)[1].numpy(), scale, qlow, qhigh, low, high)
         ctx.save_for_backward(x)
-        ctx.constants = (scale, qlow, qhigh, low, high)
+        ctx.constants = (scale, qlow, qhigh, low, high, inside)
         return y
 
     @staticmethod
@@ -58,7 +60,7 @@ class _PerTensor(torch.autograd.Function):
         total = kernels.tensor_backward(
             dense_view(x)[1].numpy(), _like(g, x).numpy(), dense_view(gx)[1].numpy(), *ctx.constants
         )
-        return gx, torch.tensor(total * scale, dtype=torch.float32), None, None, None, None
+        return gx, torch.tensor(total * scale, dtype=torch.float32), None, None, None, None, None
 
 
 class _PerChannel(torch.autograd.Function):
@@ -111,26 +113,48 @@ class _Round(torch.autograd.Function):
 
 
 def reference_fake_quantize(
-    x: Tensor, log_scale: Tensor, qlow: float, qhigh: float, low: float = -math.inf, high: float = math.inf
+    x: Tensor,
+    log_scale: Tensor,
+    qlow: float,
+    qhigh: float,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    clip_only: bool = False,
 ) -> Tensor:
     """The same in differentiable torch operators, for every device and for the tests of the kernels.
 
     log_scale: shape () or broadcastable to x.
     """
     scale = torch.exp(log_scale)
-    v = torch.clamp(x, low, high) / scale if math.isfinite(low) or math.isfinite(high) else x / scale
+    clamped = torch.clamp(x, low, high) if math.isfinite(low) or math.isfinite(high) else x
+    v = clamped / scale
     rounded: Tensor = _Round.apply(torch.clamp(v, qlow, qhigh))  # type: ignore[no-untyped-call]
-    return rounded * scale
+    y = rounded * scale
+    if not clip_only:
+        return y
+    # Inside the range the step is a constant; only clipped values see it as a variable.
+    return torch.where((v < qlow) | (v > qhigh), y, clamped + (y - clamped).detach())
 
 
 def fake_quantize_tensor(
-    x: Tensor, log_scale: Tensor, qlow: float, qhigh: float, low: float = -math.inf, high: float = math.inf
+    x: Tensor,
+    log_scale: Tensor,
+    qlow: float,
+    qhigh: float,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    clip_only: bool = False,
 ) -> Tensor:
-    """Per_tensor fake-quantize of clamp(x, low, high); the fused activation is ReLU with low 0, ReLU6 with high 6."""
+    """Per_tensor fake-quantize of clamp(x, low, high); the fused activation is ReLU with low 0, ReLU6 with high 6.
+
+    clip_only: the scale's gradient comes from clipped values alone, as in PACT (arXiv:1805.06085).
+    """
     if x.device.type == "cpu" and x.dtype == torch.float32:
-        result: Tensor = _PerTensor.apply(x, log_scale, qlow, qhigh, low, high)  # type: ignore[no-untyped-call]
+        result: Tensor = _PerTensor.apply(x, log_scale, qlow, qhigh, low, high, 0.0 if clip_only else 1.0)  # type: ignore[no-untyped-call]
         return result
-    return reference_fake_quantize(x, log_scale, qlow, qhigh, low, high)
+    return reference_fake_quantize(x, log_scale, qlow, qhigh, low, high, clip_only=clip_only)
 
 
 def fake_quantize_channels(w: Tensor, log_scale: Tensor, axis: int, qlow: float, qhigh: float) -> Tensor:
@@ -148,6 +172,7 @@ class FakeQuantize(nn.Module):
 
     low, high: bounds of the activation that is fused in front (ReLU: 0, inf; ReLU6: 0, 6).
     owner: the FakeQuantize whose scale this one uses; both then learn one parameter.
+    clip_only: the scale of activations learns from clipped values alone (PACT).
     """
 
     zero_point: Tensor
@@ -157,6 +182,7 @@ class FakeQuantize(nn.Module):
     ) -> None:
         super().__init__()
         self.spec: QuantSpec = qparams.spec
+        self.clip_only = False
         self.low, self.high = low, high
         start = torch.log(torch.from_numpy(np.array(qparams.scale, dtype=np.float32)))
         self.log_scale = owner.log_scale if owner is not None else nn.Parameter(start)
@@ -168,13 +194,19 @@ class FakeQuantize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.spec.axis is None:
-            return fake_quantize_tensor(x, self.log_scale, self.qlow, self.qhigh, self.low, self.high)
+            return fake_quantize_tensor(
+                x, self.log_scale, self.qlow, self.qhigh, self.low, self.high, clip_only=self.clip_only
+            )
         return fake_quantize_channels(x, self.log_scale, self.spec.axis, self.qlow, self.qhigh)
 
     def scale(self) -> FloatArray:
         """The scale as float32 NumPy, shape () or (C,)."""
         array: FloatArray = torch.exp(self.log_scale.detach()).cpu().numpy().astype(np.float32)
         return array
+
+    def set_scale(self, scale: FloatArray) -> None:
+        """Sets the scale, shape () or (C,). What comes back from `scale` is the nearest float32 with a float32 logarithm."""
+        self.log_scale.data.copy_(torch.log(torch.from_numpy(np.array(scale, dtype=np.float32))))
 
     def qparams(self) -> QParams:
         """The present grid, scale and zero point."""

@@ -56,12 +56,14 @@ def fake_quantize_backward(
     qhigh: Any,
     low: Any,
     high: Any,
+    inside: Any,
     partial: npt.NDArray[np.float64],
 ) -> None:
     """Straight-through gradient of x into gx and the step-size gradient, summed per chunk, into `partial`.
 
     With v = clamp(x) / scale: gx = g where qlow <= v <= qhigh and low < x < high, else 0.
-    d y / d scale = rint(v) - v inside, qlow below, qhigh above (LSQ, Esser et al. 2020, arXiv:1902.08153, eq. 3).
+    d y / d scale = rint(v) - v inside, qlow below, qhigh above (LSQ, Esser et al. 2020, arXiv:1902.08153, eq. 3);
+    the part inside is multiplied by `inside`: 0 leaves the gradient of PACT's clip (Choi et al. 2018, arXiv:1805.06085).
     """
     n = x.shape[0]
     for c in numba.prange(partial.shape[0]):
@@ -72,7 +74,7 @@ def fake_quantize_backward(
             v = (high if v > high else v) / scale
             below = v < qlow
             above = v > qhigh
-            slope = np.rint(v) - v
+            slope = inside * (np.rint(v) - v)
             slope = qlow if below else slope
             slope = qhigh if above else slope
             total += g[i] * slope
@@ -171,11 +173,11 @@ def channels_backward(
 
 
 def tensor_backward(
-    x: Array, g: Array, gx: Array, scale: float, qlow: float, qhigh: float, low: float, high: float
+    x: Array, g: Array, gx: Array, scale: float, qlow: float, qhigh: float, low: float, high: float, inside: float
 ) -> float:
     """Writes the gradient of x into gx and returns the gradient of scale."""
     partial = np.zeros((x.shape[0] + _CHUNK - 1) // _CHUNK)
-    fake_quantize_backward(x, g, gx, *_float32(scale, qlow, qhigh, low, high), partial)
+    fake_quantize_backward(x, g, gx, *_float32(scale, qlow, qhigh, low, high, inside), partial)
     return float(partial.sum())
 
 

@@ -29,5 +29,7 @@ class Simulator:
         """images [N, C, H, W] -> outputs [N, classes]."""
         device = next(self.module.parameters()).device
         with torch.inference_mode():
-            result: npt.NDArray[np.float32] = self.module(torch.from_numpy(np.ascontiguousarray(images)).to(device)).cpu().numpy()
+            result: npt.NDArray[np.float32] = (
+                self.module(torch.from_numpy(np.ascontiguousarray(images)).to(device)).cpu().numpy()
+            )
         return result

@@ -80,6 +80,10 @@ def default_node(model: ir.Model) -> str:
 def _after_bias(node: ir.Node) -> str:
     """The tensor behind `MatMul + constant bias`, else the node's own output."""
     readers = [use.node for use in node.outputs[0].uses()]
-    if len(readers) == 1 and readers[0].op_type == "Add" and any(v.const_value is not None for v in readers[0].inputs if v):
+    if (
+        len(readers) == 1
+        and readers[0].op_type == "Add"
+        and any(v.const_value is not None for v in readers[0].inputs if v)
+    ):
         return str(readers[0].outputs[0].name)
     return str(node.outputs[0].name)

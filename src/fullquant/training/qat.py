@@ -31,6 +31,8 @@ Batches = Callable[[int, int], Iterator[npt.NDArray[np.float32]]]
 class Progress(Protocol):
     """What the loop tells while it runs."""
 
+    def resumed(self, step: int) -> None: ...
+
     def step(self, step: int, loss: float, images_per_second: float) -> None: ...
 
     def evaluated(self, step: int, score: Score, best: bool) -> None: ...
@@ -40,9 +42,10 @@ class Progress(Protocol):
 class QatSettings:
     """steps: optimizer steps in all. eval_every: steps between validations. log_every: steps between loss reports.
 
-    learning_rate: step -> rate of the weights. scale_rate: rate of the log-scales at the start; it follows the
-    schedule of the weights relative to its largest value. clip_norm: largest global gradient norm, or None.
-    target: training stops when score[0] reaches it. checkpoint_every: steps between checkpoints.
+    learning_rate: step -> rate of the weights; their optimizer clips gradients by itself, if asked to.
+    scale_rate: rate of the log-scales at the start; it follows the schedule of the weights relative to its largest
+    value. learn_scales: whether they are trained at all. clip_decay: L2 decay of the clipping bounds, PACT's
+    regulariser. target: training stops when score[0] reaches it. checkpoint_every: steps between checkpoints.
     """
 
     steps: int
@@ -50,10 +53,10 @@ class QatSettings:
     log_every: int
     learning_rate: Callable[[int], float]
     scale_rate: float = 1e-3
-    clip_gradients: Callable[[list[nn.Parameter]], None] | None = None
     target: float | None = None
     checkpoint_every: int = 500
     learn_scales: bool = True
+    clip_decay: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.steps, self.eval_every, self.log_every, self.checkpoint_every) < 1:
@@ -93,14 +96,17 @@ class QatTrainer:
         checkpoint: Path | None = None,
         digest: str = "",
         progress: Progress | None = None,
+        resume: bool = False,
     ) -> None:
         self.teacher, self.student, self.terms = teacher.eval(), student, list(terms)
         self.batches, self.optimizer, self.evaluate, self.settings = batches, optimizer, evaluate, settings
-        self.checkpoint, self.digest, self.progress = checkpoint, digest, progress
+        self.checkpoint, self.digest, self.progress, self.resume = checkpoint, digest, progress, resume
         self.device = next(student.parameters()).device
         scales = scale_parameters(student) if settings.learn_scales else []
         self.scale_optimizer = torch.optim.Adam(scales, lr=settings.scale_rate, betas=(0.9, 0.99)) if scales else None
-        self._peak_rate = max((settings.learning_rate(s) for s in range(0, settings.steps, max(1, settings.steps // 200))), default=0.0)
+        self._peak_rate = max(
+            (settings.learning_rate(s) for s in range(0, settings.steps, max(1, settings.steps // 200))), default=0.0
+        )
         self.result = QatResult()
         self._best: dict[str, torch.Tensor] = {}
         self._student_nodes = sorted({t.student_node for t in self.terms})
@@ -125,7 +131,9 @@ class QatTrainer:
                         break
                 else:
                     if not seen and position == 0:
-                        raise TrainingError("the training data gives no batch; it holds fewer images than batch_size, or none")
+                        raise TrainingError(
+                            "the training data gives no batch; it holds fewer images than batch_size, or none"
+                        )
                     epoch, position = epoch + 1, 0
             if self.result.scores[-1][0] != step:
                 self._validate(step)
@@ -152,8 +160,7 @@ class QatTrainer:
                 f"the loss became {value} at step {step + 1} (learning rate {rate:.3g}); the best model so far is kept. "
                 "Lower TrainConfig.learning_rate or set TrainConfig.grad_clip"
             )
-        if self.settings.clip_gradients is not None:
-            self.settings.clip_gradients([p for g in self.optimizer.param_groups for p in g["params"]])
+        self._decay_clips()
         self.optimizer.step()
         if self.scale_optimizer is not None:
             self.scale_optimizer.step()
@@ -164,6 +171,18 @@ class QatTrainer:
             _, teacher = self.teacher(images, keep=self._teacher_nodes)
         _, student = self.student(images, keep=self._student_nodes)
         return total_loss(self.terms, student, {name: tensor.clone() for name, tensor in teacher.items()})
+
+    def _decay_clips(self) -> None:
+        """d/d log(s) of decay * bound**2 / 2 is decay * bound**2, bound = s * qmax (PACT, arXiv:1805.06085, section 3)."""
+        if self.settings.clip_decay == 0.0:
+            return
+        seen: set[int] = set()
+        for quantizer in self.student.fake_quantizers():
+            log_scale = quantizer.log_scale
+            if quantizer.spec.axis is None and log_scale.grad is not None and id(log_scale) not in seen:
+                seen.add(id(log_scale))
+                bound = torch.exp(log_scale.detach()) * quantizer.spec.qmax
+                log_scale.grad.add_(self.settings.clip_decay * bound**2)
 
     def _set_rates(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -230,7 +249,8 @@ class QatTrainer:
         }  # fmt: skip
 
     def _resume(self) -> tuple[int, int, int]:
-        state = load_checkpoint(self.checkpoint, self.digest) if self.checkpoint is not None else None
+        wanted = self.checkpoint if self.resume else None
+        state = load_checkpoint(wanted, self.digest) if wanted is not None else None
         if state is None:
             return 0, 0, 0
         self.student.load_state_dict(state["student"])
@@ -242,13 +262,14 @@ class QatTrainer:
         self.result.losses = [(int(s), float(v)) for s, v in state["losses"]]
         self.result.best_step, self.result.best_score = int(state["best_step"]), tuple(state["best_score"])
         self.result.steps_done = int(state["step"])
+        if self.progress is not None:
+            self.progress.resumed(self.result.steps_done)
         return int(state["epoch"]), int(state["position"]), int(state["step"])
 
 
 def scale_parameters(student: GraphModule) -> list[nn.Parameter]:
     """The log-scales, each once however many tensors share it."""
-    unique = {id(p): p for name, p in student.quantizers.named_parameters() if name.endswith("log_scale")}
-    return list(unique.values())
+    return list({id(q.log_scale): q.log_scale for q in student.fake_quantizers()}.values())
 
 
 def weight_parameters(student: GraphModule) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fullquant.errors import ExportError
-from fullquant.formats.framework_pb2 import BlockDesc, OpDesc, ProgramDesc, VarType
 from fullquant.formats.framework_pb2 import AttrType as Kind
+from fullquant.formats.framework_pb2 import BlockDesc, OpDesc, ProgramDesc, VarType
 from fullquant.formats.paddle_types import NUMBER_OF_DTYPE
 
 Array: TypeAlias = npt.NDArray[np.generic]
@@ -93,6 +93,10 @@ class ProgramBuilder:
         self.declare(name, array.dtype, array.shape, persistable=True)
         self._parameters[name] = array
         return name
+
+    def shape_of_parameter(self, name: str) -> tuple[int, ...]:
+        """Shape of a parameter that was added."""
+        return self._parameters[name].shape
 
     def add_operator(self, kind: str, inputs: Names, outputs: Names, attributes: Mapping[str, Attribute]) -> None:
         """Appends an operator; `inputs` and `outputs` give the variables bound to each of its parameters."""

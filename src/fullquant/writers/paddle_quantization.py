@@ -36,7 +36,9 @@ class Quantization:
         assert self._placement is not None  # callers have a decision, so there is a placement
         owner = self._placement.scale_owner(tensor)
         if owner not in self._qparams:
-            raise ExportError(f"tensor {tensor!r} is placed as int8 but {owner!r} has no scale; calibrate the model first")
+            raise ExportError(
+                f"tensor {tensor!r} is placed as int8 but {owner!r} has no scale; calibrate the model first"
+            )
         return self._qparams[owner]
 
     def activation(self, tensor: str) -> QParams | None:
@@ -62,6 +64,11 @@ class Quantization:
             raise ExportError(f"weight {tensor!r} is on [{qparams.spec.qmin}, {qparams.spec.qmax}]; Paddle stores int8")
         return qparams
 
+    def is_bias(self, tensor: str) -> bool:
+        """Whether the constant is a bias on the int32 grid."""
+        decision = self._decision(tensor)
+        return decision is not None and decision.kind == "bias"
+
     def reads_rounded(self, tensor: str, node: str | None) -> bool:
         """Whether `node` (None: the graph's output) reads the rounded tensor rather than the float one."""
         decision = self._decision(tensor)
@@ -73,7 +80,8 @@ class Quantization:
         """abs-max of a tensor that everyone reads rounded, for the attribute `out_threshold` of its operator.
 
         Paddle Lite and TensorRT take the output scale from it where no quantize_linear follows: between a convolution
-        and its bias, and on `fused` tensors. None where the tensor is float, or float for some reader.
+        and its bias, and on `fused` tensors; they divide by 127 for every bit length. None where the tensor is float,
+        or float for some reader.
         """
         decision = self._decision(tensor)
         if decision is None or decision.kind != "activation" or decision.consumers is not None:
@@ -94,14 +102,13 @@ class Quantization:
         return affine.fake_quantize(values, symmetric(spec, scale))
 
 
-def absmax(qparams: QParams) -> FloatArray:
-    """Paddle's Scale: step * 127. Weights on a smaller grid ([-64, 63]) keep 127: the readers divide by it."""
-    return paddle_from_scale(qparams.scale, 2 ** (bit_length(qparams.spec) - 1) - 1)
+def absmax(qparams: QParams, bit_length: int = 8) -> FloatArray:
+    """Paddle's Scale: step * (2**(bit_length-1) - 1), shape of the step.
 
-
-def bit_length(spec: QuantSpec) -> int:
-    """The `bit_length` that goes with a grid: weights are int8 whatever part of it they use."""
-    return 8 if spec.qmin <= -64 else spec.bits
+    int8 constants keep bit_length 8, so 127, whatever part of the range they use ([-64, 63] with `reduce_range`): the
+    readers divide by 127, which gives the step back.
+    """
+    return paddle_from_scale(qparams.scale, 2 ** (bit_length - 1) - 1)
 
 
 def _check_symmetric(tensor: str, spec: QuantSpec) -> None:
@@ -116,6 +123,6 @@ def _check_activation(tensor: str, spec: QuantSpec) -> None:
     half = 2 ** (spec.bits - 1)
     if (spec.qmin, spec.qmax) != (-half, half - 1) or spec.axis is not None:
         raise ExportError(
-            f"activation {tensor!r} is on [{spec.qmin}, {spec.qmax}], axis {spec.axis}; Paddle's quantize_linear clips to "
-            f"[{-half}, {half - 1}] with one scale; place it with a Paddle target"
+            f"activation {tensor!r} is on [{spec.qmin}, {spec.qmax}], axis {spec.axis}; Paddle's quantize_linear clips "
+            f"to [{-half}, {half - 1}] with one scale; place it with a Paddle target"
         )

@@ -1,0 +1,64 @@
+"""Writing the integer model in every format that its target has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fullquant.auto_compression.stages import QuantizedModel
+from fullquant.errors import ConfigError
+from fullquant.placement.target import find_target
+from fullquant.writers.onnx_qdq import Runtime, write_onnx
+from fullquant.writers.program_desc import write_paddle
+
+ONNX_NAME = "model_int8.onnx"
+
+
+@dataclass(frozen=True)
+class ExportedFiles:
+    """What was written. Paddle files are None where the placement has zero points, which the format cannot hold."""
+
+    onnx: Path
+    paddle_model: Path | None
+    paddle_params: Path | None
+
+    def paths(self) -> tuple[Path, ...]:
+        """All files, the deployable Paddle pair first."""
+        return tuple(p for p in (self.paddle_model, self.paddle_params, self.onnx) if p is not None)
+
+
+def paddle_names(model_filename: str | None, params_filename: str | None) -> tuple[str, str]:
+    """File names of the Paddle pair: those of the source where they are a .pdmodel's, else inference.*."""
+    model = Path(model_filename).name if model_filename and model_filename.endswith(".pdmodel") else "inference.pdmodel"
+    stem = model.removesuffix(".pdmodel")
+    params = (
+        Path(params_filename).name
+        if params_filename and params_filename.endswith(".pdiparams")
+        else f"{stem}.pdiparams"
+    )
+    return model, params
+
+
+def check_save_dir(save_dir: Path, model_dir: Path) -> None:
+    """ConfigError where the results would land among the files of the source model: found before training, not after."""
+    source = model_dir if model_dir.is_dir() else model_dir.parent
+    if save_dir.resolve() == source.resolve():
+        raise ConfigError(
+            f"save_dir {save_dir} is the folder of the float model, which is never written to; name another"
+        )
+    if save_dir.exists() and not save_dir.is_dir():
+        raise ConfigError(f"save_dir {save_dir} is a file; name a folder")
+
+
+def export(quantized: QuantizedModel, folder: Path, names: tuple[str, str]) -> ExportedFiles:
+    """Writes the Paddle pair (where the target allows it) and the ONNX QDQ model into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model, placement, qparams = quantized.model, quantized.placement, quantized.qparams
+    onnx_path = folder / ONNX_NAME
+    runtimes: dict[str, Runtime] = {"tensorrt": "tensorrt", "openvino": "openvino"}
+    write_onnx(model, placement, qparams, onnx_path, runtime=runtimes.get(placement.target, "onnxruntime"))
+    if not find_target(placement.target).writes_paddle:
+        return ExportedFiles(onnx_path, None, None)
+    program, params = folder / names[0], folder / names[1]
+    write_paddle(model, placement, qparams, program, params)
+    return ExportedFiles(onnx_path, program, params)

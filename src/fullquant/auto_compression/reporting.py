@@ -1,0 +1,94 @@
+"""What the report says of a run: placement in numbers, every tensor with its reason, files, versions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fullquant.auto_compression.stages import QuantizedModel
+from fullquant.config import Config
+from fullquant.numerics.qparams import QParams
+from fullquant.placement.decision import Decision, Placement
+from fullquant.report.machine import machine, package_versions
+from fullquant.report.record import (
+    CurvePoint,
+    FileEntry,
+    PlacementSummary,
+    Record,
+    ResultRow,
+    TensorEntry,
+    digest,
+    file_entry,
+)
+from fullquant.training.qat import QatResult
+
+
+def summary(placement: Placement) -> PlacementSummary:
+    """Counts of int8 and float tensors; full_integer means that no activation stays float."""
+    quantized, kept, reasons = Counter[str](), Counter[str](), Counter[str]()
+    for decision in placement:
+        if decision.spec is not None:
+            quantized[decision.kind] += 1
+        else:
+            kept[decision.kind] += 1
+            reasons[decision.reason] += 1
+    full = kept["activation"] == 0
+    return PlacementSummary(placement.target, full, dict(quantized), dict(kept), dict(reasons))
+
+
+def tensors(placement: Placement, qparams: Mapping[str, QParams]) -> tuple[TensorEntry, ...]:
+    """Every decision with its grid, its scales and its reason."""
+    return tuple(_tensor(decision, qparams.get(placement.scale_owner(decision.tensor))) for decision in placement)
+
+
+def _tensor(decision: Decision, params: QParams | None) -> TensorEntry:
+    if decision.spec is None:
+        return TensorEntry(decision.tensor, decision.kind, "float32", decision.reason)
+    grid = f"int{32 if decision.kind == 'bias' else 8} [{decision.spec.qmin}, {decision.spec.qmax}]"
+    scale = None if params is None else np.atleast_1d(params.scale)
+    return TensorEntry(
+        decision.tensor, decision.kind, grid, decision.reason,
+        scale_min=None if scale is None else float(scale.min()), scale_max=None if scale is None else float(scale.max()),
+        channels=1 if scale is None else len(scale), shares=decision.shares, fused=decision.fused,
+    )  # fmt: skip
+
+
+def curve(result: QatResult | None) -> tuple[CurvePoint, ...]:
+    """The loss and the validation scores by step."""
+    if result is None:
+        return ()
+    points: dict[int, dict[str, float]] = {}
+    for step, loss in result.losses:
+        points.setdefault(step, {})["loss"] = loss
+    for step, score in result.scores:
+        points.setdefault(step, {})["top1"] = float(score[0])
+        if len(score) > 1:
+            points[step]["agreement"] = float(score[1])
+    return tuple(CurvePoint(step, **values) for step, values in sorted(points.items()))
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """The configuration as plain values, defaults included."""
+    return dataclasses.asdict(config)
+
+
+def record(
+    *, model_dir: Path, model_format: str, inputs: Sequence[Path], config: Config, quantized: QuantizedModel,
+    rows: Sequence[ResultRow], outputs: Sequence[Path], result: QatResult | None, kept: str, kept_reason: str,
+    seconds: Mapping[str, float], skipped_images: int, notes: Sequence[str],
+) -> Record:  # fmt: skip
+    """report.json of a run."""
+    settings = settings_of(config)
+    entries: list[FileEntry] = [file_entry(path) for path in inputs]
+    return Record(
+        model=str(model_dir), model_format=model_format, config=settings, config_digest=digest(settings),
+        versions=package_versions(), machine=machine(), rows=tuple(rows), placement=summary(quantized.placement),
+        tensors=tensors(quantized.placement, quantized.qparams), curve=curve(result), inputs=tuple(entries),
+        outputs=tuple(file_entry(path) for path in outputs), kept=kept, kept_reason=kept_reason,
+        seconds=dict(seconds), skipped_images=skipped_images, notes=tuple(notes),
+    )  # fmt: skip

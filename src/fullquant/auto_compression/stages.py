@@ -1,0 +1,244 @@
+"""The stages between the reader and the writers: float, calibrated, trained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from fullquant.auto_compression.loaders import TrainingData
+from fullquant.auto_compression.validation import Validation
+from fullquant.calibration.calibrator import calibrate_activations, calibrate_weights, raise_to_bias_floors
+from fullquant.calibration.correction import correct_statistics
+from fullquant.calibration.observers import observer_factory
+from fullquant.config import Config, ObserverSettings, QuantAware
+from fullquant.data.progress import ProgressBar
+from fullquant.errors import ConfigError
+from fullquant.evaluation.accuracy import kl_divergence
+from fullquant.numerics.qparams import QParams
+from fullquant.passes import prepare
+from fullquant.placement.decision import Placement
+from fullquant.placement.place import PlacementOptions
+from fullquant.readers import read_model
+from fullquant.runtime.executor import GraphModule
+from fullquant.runtime.simulator import Simulator
+from fullquant.training.distillation import DistillationTerm, default_node
+from fullquant.training.optimizers import build_optimizer
+from fullquant.training.qat import QatResult, QatSettings, QatTrainer, Score, weight_parameters
+from fullquant.training.schedules import build_schedule
+
+log = logging.getLogger("fullquant")
+FloatArray = npt.NDArray[np.float32]
+
+# Correction needs one batch in memory as a whole; means and deviations of channels are steady from here on.
+_CORRECTION_IMAGES = 128
+
+
+@dataclass
+class QuantizedModel:
+    """A placed graph with weights and scales: what the writers get, and its simulation."""
+
+    model: ir.Model
+    placement: Placement
+    qparams: Mapping[str, QParams]
+    student: GraphModule
+
+
+def placement_options(config: Config) -> PlacementOptions:
+    """The part of the configuration that decides what becomes int8."""
+    settings = config.quantization
+    types = settings.op_types
+    return PlacementOptions(
+        full=types is None,
+        op_types=types or (),
+        skip_patterns=settings.not_quant_pattern,
+        reduce_range=settings.reduce_range,
+        per_channel=settings.weight_granularity == "per_channel",
+    )
+
+
+def calibrated(
+    model: ir.Model, teacher: GraphModule, placement: Placement, batches: Sequence[FloatArray],
+    settings: ObserverSettings, *, progress: bool = True,
+) -> GraphModule:  # fmt: skip
+    """The student with calibrated scales (post-training quantization without correction)."""
+    make = observer_factory(settings.name, moving_rate=settings.moving_rate, percentile=settings.percentile)
+    total = sum(len(images) for images in batches)
+
+    def counted() -> Any:
+        with ProgressBar(f"calibrate ({settings.name})", total, enabled=progress) as bar:
+            for images in batches:
+                yield images
+                bar.advance(len(images))
+
+    qparams = calibrate_activations(teacher, model, placement, counted(), make)
+    qparams.update(calibrate_weights(model, placement, qparams))
+    return GraphModule(model, placement=placement, qparams=qparams)
+
+
+def corrected(
+    model: ir.Model, teacher: GraphModule, student: GraphModule, batches: Sequence[FloatArray], *, probabilities: bool
+) -> str:
+    """Corrects channel statistics if that brings the outputs on the calibration images nearer to the teacher's.
+
+    Returns what was done, in words. The student is changed in place or left as it was.
+    """
+    images = np.concatenate(batches)[:_CORRECTION_IMAGES]
+    assert student.placement is not None
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    reference = [Simulator(teacher).predict(batch) for batch in batches]
+    start = _mean_kl(student, batches, reference, probabilities)
+    layers = correct_statistics(teacher, student, model, student.placement, images)
+    end = _mean_kl(student, batches, reference, probabilities)
+    if end < start:
+        return f"channel statistics of {layers} layers corrected: KL divergence {start:.5f} -> {end:.5f}"
+    student.load_state_dict(before)
+    return f"channel statistics not corrected: KL divergence would go from {start:.5f} to {end:.5f}"
+
+
+def _mean_kl(
+    student: GraphModule, batches: Sequence[FloatArray], reference: Sequence[FloatArray], probabilities: bool
+) -> float:
+    student.freeze()
+    try:
+        simulator = Simulator(student)
+        parts = [
+            kl_divergence(expected, simulator.predict(batch), probabilities=probabilities)
+            for batch, expected in zip(batches, reference, strict=True)
+        ]
+    finally:
+        student.freeze(False)
+    return float(np.concatenate(parts).mean())
+
+
+def finished(model: ir.Model, student: GraphModule) -> QuantizedModel:
+    """Learned weights and scales as the writers want them; the student is set to exactly what is written.
+
+    A weight scale below the floor that keeps its bias inside int32 is raised.
+    """
+    placement = student.placement
+    assert placement is not None
+    final = ir.from_proto(ir.to_proto(model))
+    student.store_weights(final)
+    qparams = raise_to_bias_floors(final, placement, student.current_qparams())
+    student.set_qparams(qparams)
+    return QuantizedModel(final, placement, student.current_qparams(), student)
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything about a run that is known before its first step."""
+
+    steps: int
+    steps_per_epoch: int | None
+    rate_factor: float
+    checkpoint: Path | None
+    digest: str
+    progress: bool = True
+
+
+def plan_training(config: Config, data: TrainingData, batch_size: int, checkpoint: Path, digest: str) -> TrainingPlan:
+    """Length and learning-rate factor of the run. ConfigError where the length cannot be known."""
+    per_epoch, train = data.steps_per_epoch(), config.train
+    if per_epoch is None:
+        if train.train_iter is None:
+            raise ConfigError("the train_dataloader has no length: give TrainConfig.train_iter, the number of steps")
+        steps = train.train_iter
+    else:
+        steps = train.total_iterations(per_epoch)
+    return TrainingPlan(steps, per_epoch, train.rate_factor(batch_size), checkpoint, digest)
+
+
+def train(
+    model: ir.Model, teacher: GraphModule, student: GraphModule, data: TrainingData, validation: Validation,
+    config: Config, plan: TrainingPlan,
+) -> QatResult:  # fmt: skip
+    """Quantization-aware training; afterwards the student holds the best state, the start included."""
+    settings = config.train
+    aware = config.quantization
+    assert isinstance(aware, QuantAware)
+    _clip_mode(student, aware)
+    schedule = build_schedule(settings.learning_rate, total_steps=plan.steps, factor=plan.rate_factor)
+    weights, vectors = weight_parameters(student)
+    optimizer = build_optimizer(
+        settings.optimizer, [{"params": weights}, {"params": vectors, "weight_decay": 0.0}], schedule.lr_at(0)
+    )
+    other, terms = _teacher_and_terms(model, teacher, config)
+    bar = _TrainingBar(plan.steps, student, validation.name, plan.progress)
+    trainer = QatTrainer(
+        other, student, terms, data.batches, optimizer,
+        lambda module: validation.score(Simulator(module)),
+        QatSettings(
+            steps=plan.steps, eval_every=settings.eval_iter, log_every=settings.logging_iter,
+            learning_rate=schedule.lr_at, target=settings.target_metric, checkpoint_every=settings.checkpoint_iter,
+            learn_scales=aware.learn_step_size or aware.use_pact, clip_decay=_PACT_DECAY if aware.use_pact else 0.0,
+        ),
+        checkpoint=plan.checkpoint, digest=plan.digest, progress=bar, resume=settings.resume,
+    )  # fmt: skip
+    with bar:
+        return trainer.run()
+
+
+# PACT's L2 regulariser on the clipping bound; Choi et al. use the weights' decay, for ImageNet 1e-4.
+_PACT_DECAY = 1e-4
+
+
+def _clip_mode(student: GraphModule, settings: QuantAware) -> None:
+    """use_pact without learned steps: the bound learns from clipped values alone."""
+    clip_only = settings.use_pact and not settings.learn_step_size
+    for quantizer in student.fake_quantizers():
+        quantizer.clip_only = clip_only and quantizer.spec.axis is None
+
+
+def _teacher_and_terms(
+    model: ir.Model, teacher: GraphModule, config: Config
+) -> tuple[GraphModule, list[DistillationTerm]]:
+    """The teacher (the float model, or another one) and the pairs of nodes to compare."""
+    settings = config.distillation
+    ours = theirs = default_node(model)
+    if settings.teacher_model_dir is not None:
+        other = prepare(
+            read_model(settings.teacher_model_dir, settings.teacher_model_filename, settings.teacher_params_filename)
+        )
+        theirs = default_node(other)
+        teacher = GraphModule(other).to(next(teacher.parameters()).device)
+    student_names = {str(v.name) for node in model.graph for v in node.outputs}
+    terms = settings.terms(student_names, ours, theirs)
+    return teacher, [DistillationTerm(t.loss, t.student, t.teacher, t.alpha) for t in terms]
+
+
+class _TrainingBar:
+    """The progress bar of the trainer: loss, images/s, time left."""
+
+    def __init__(self, steps: int, student: GraphModule, metric: str, enabled: bool) -> None:
+        self._bar = ProgressBar("train", steps, unit="steps", enabled=enabled)
+        self._metric = metric
+        self._best = ""
+
+    def __enter__(self) -> _TrainingBar:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
+
+    def resumed(self, step: int) -> None:
+        self._bar.advance(step)
+        log.info("resumed at step %d", step)
+
+    def step(self, step: int, loss: float, images_per_second: float) -> None:
+        self._bar.advance(1, note=f"loss {loss:.4g}, {images_per_second:.0f} images/s{self._best}")
+
+    def evaluated(self, step: int, score: Score, best: bool) -> None:
+        log.info("step %d: %s %.4f%s", step, self._metric, score[0], " (best so far)" if best else "")
+        if best:
+            self._best = f", best {self._metric} {score[0]:.4f}"

@@ -1,0 +1,117 @@
+"""Finds the files of a model in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fullquant.errors import ModelError
+
+SourceFormat = Literal["program_desc", "pir", "onnx"]
+
+_LAYOUTS = "*.pdmodel + *.pdiparams, __model__ (+ __params__), *.json + *.pdiparams, or *.onnx"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model lies. params: the combined parameter file, a folder with one file each, or None without either."""
+
+    source_format: SourceFormat
+    model: Path
+    params: Path | None
+
+
+def find_model(path: Path, model_filename: str | None = None, params_filename: str | None = None) -> ModelFiles:
+    """The files of the model at `path`, a folder, a model file, or a prefix ("dir/inference").
+
+    Names that are given win. Without them, in this order: `*.pdmodel`, `__model__`, `*.json`, `*.onnx`; so where both
+    forms of a Paddle model lie side by side, the `.pdmodel` is read. Raises ModelError, saying what was looked for and
+    what is there, where nothing or more than one candidate is found.
+    """
+    if not path.is_dir():
+        return _from_file(path, model_filename, params_filename)
+    model = _named(path, model_filename, "model") if model_filename else _search(path)
+    return _with_params(model, params_filename)
+
+
+def _from_file(path: Path, model_filename: str | None, params_filename: str | None) -> ModelFiles:
+    if path.is_file():
+        if model_filename and model_filename != path.name:
+            raise ModelError(f"{path}: is a file, but model_filename says {model_filename!r}; give the folder instead")
+        return _with_params(path, params_filename)
+    for suffix in (".pdmodel", ".json", ".onnx"):
+        model = path.with_name(path.name + suffix)
+        if model.is_file():
+            return _with_params(model, params_filename)
+    if not path.parent.is_dir():
+        raise ModelError(f"{path}: no such file or folder; model_dir must name the folder of an exported model")
+    raise ModelError(f"{path}: no such file or folder; {_listing(path.parent)}")
+
+
+def _search(folder: Path) -> Path:
+    for pattern in ("*.pdmodel", "__model__", "*.json", "*.onnx"):
+        found = sorted(p for p in folder.glob(pattern) if p.is_file() and _is_program(p))
+        if len(found) > 1:
+            names = ", ".join(p.name for p in found)
+            raise ModelError(f"{folder}: {len(found)} models match ({names}); say which with model_filename")
+        if found:
+            return found[0]
+    raise ModelError(f"{folder}: no model here; looked for {_LAYOUTS}; {_listing(folder)}")
+
+
+def _is_program(path: Path) -> bool:
+    """Many files are called .json; a PIR program says so within its first characters."""
+    if path.suffix != ".json":
+        return True
+    with path.open("rb") as stream:
+        return b'"pir"' in stream.read(4096)
+
+
+def _named(folder: Path, name: str, what: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise ModelError(f"{folder}: no {what} file {name!r}; {_listing(folder)}")
+    return path
+
+
+def _with_params(model: Path, params_filename: str | None) -> ModelFiles:
+    if model.suffix == ".onnx":
+        return ModelFiles("onnx", model, None)
+    source_format: SourceFormat = "pir" if model.suffix == ".json" else "program_desc"
+    folder = model.parent
+    if params_filename:
+        return ModelFiles(source_format, model, _named(folder, params_filename, "parameter"))
+    beside = folder / f"{model.stem}.pdiparams"
+    if beside.is_file():
+        return ModelFiles(source_format, model, beside)
+    if model.name == "__model__":
+        combined = folder / "__params__"
+        return ModelFiles(source_format, model, combined if combined.is_file() else folder)
+    found = sorted(folder.glob("*.pdiparams"))
+    if len(found) == 1:
+        return ModelFiles(source_format, model, found[0])
+    if len(found) > 1:
+        names = ", ".join(p.name for p in found)
+        raise ModelError(f"{folder}: several parameter files ({names}); say which with params_filename")
+    if (folder / "__params__").is_file():
+        return ModelFiles(source_format, model, folder / "__params__")
+    return ModelFiles(source_format, model, None)
+
+
+def no_parameters(files: ModelFiles) -> ModelError:
+    """The error for a program with parameters that has no parameter file."""
+    folder, beside = files.model.parent, f"{files.model.stem}.pdiparams"
+    return ModelError(f"{folder}: no parameters for {files.model.name}; looked for {beside}; {_listing(folder)}")
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
+    return f"{folder} holds {_shortened(names)}" if names else f"{folder} is empty"
+
+
+def _shortened(names: Iterable[str], most: int = 8) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more

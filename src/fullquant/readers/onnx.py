@@ -1,0 +1,197 @@
+"""Reads ONNX models of any operator set into the canonical one: opset 20, constants as initializers, names kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir.passes import common
+
+from fullquant.errors import ModelError, UnsupportedOperatorError
+from fullquant.readers.graph_builder import IR_VERSION, OPSET
+from fullquant.readers.signature import check_signature, input_dims
+
+_DOMAINS = ("", "ai.onnx")
+# Operators of later sets whose meaning, not only their list of types, differs from opset 20.
+_CHANGED_LATER = {"GroupNormalization": 21}
+
+
+def load_onnx(path: Path, input_shape: Mapping[str, Sequence[int]] | None = None) -> ir.Model:
+    """Reads an `.onnx` file. External data must lie inside the model's folder.
+
+    Raises ModelError for a damaged file, more than one input or output, operators outside the ONNX standard, and
+    operator sets that cannot be converted.
+    """
+    model = _standard(path, _load(path))
+    _check_operators(path, model)
+    common.RemoveInitializersFromInputsPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _name_nodes(model)
+    _set_input_shape(path, model, input_shape or {})
+    _check_validity(path, model)
+    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    return model
+
+
+def _load(path: Path) -> ir.Model:
+    """The model with all its tensors in memory."""
+    try:
+        proto = onnx.load(path, load_external_data=False)
+        opset = _opset(path, proto)
+        model = ir.from_proto(proto)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+    except (DecodeError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path}: is not an ONNX model ({_reason(error)}); export it again") from None
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    model.opset_imports[""] = opset
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_location(path, tensor)
+        try:
+            value.const_value = ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=value.name)
+        except Exception as error:  # whatever a malformed tensor provokes in NumPy or mmap
+            raise ModelError(
+                f"{path}: the data of {value.name!r} cannot be read ({_reason(error)}); "
+                "the file is damaged or its external data is missing"
+            ) from None
+    return model
+
+
+def _opset(path: Path, proto: onnx.ModelProto) -> int:
+    versions = [entry.version for entry in proto.opset_import if entry.domain in _DOMAINS]
+    if not versions or not proto.graph.node:
+        raise ModelError(f"{path}: is not an ONNX model (no operator set or no operators); export it again")
+    return int(versions[0])
+
+
+def _check_location(path: Path, tensor: ir.ExternalTensor) -> None:
+    folder = path.parent.resolve()
+    target = (folder / tensor.location).resolve()
+    if not target.is_relative_to(folder):
+        raise ModelError(
+            f"{path}: the data of {tensor.name!r} lies outside the model's folder ({tensor.location}); "
+            "put it beside the model and save the model again"
+        )
+    if not target.is_file():
+        raise ModelError(f"{path}: the external data file {tensor.location!r} of {tensor.name!r} is missing")
+    end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
+    if end > target.stat().st_size:
+        raise ModelError(
+            f"{path}: the data of {tensor.name!r} ends at byte {end} of {tensor.location!r}, "
+            f"which has {target.stat().st_size}; copy the file again"
+        )
+
+
+def _standard(path: Path, model: ir.Model) -> ir.Model:
+    """The model in opset 20 and without functions."""
+    if model.functions:
+        common.InlinePass()(model)
+    version = model.opset_imports[""]
+    if version < OPSET:
+        model = _upgrade(path, model, version)
+    elif version > OPSET:
+        _relabel(path, model, version)
+    model.ir_version = IR_VERSION
+    return model
+
+
+def _upgrade(path: Path, model: ir.Model, version: int) -> ir.Model:
+    try:
+        converted = onnx.version_converter.convert_version(ir.to_proto(model), OPSET)
+        return ir.from_proto(converted)
+    except Exception as error:  # the converter raises RuntimeError and ConvertError for all it cannot do
+        raise ModelError(
+            f"{path}: opset {version} cannot be converted to {OPSET} ({_reason(error)}); "
+            f"export the model with opset {OPSET}"
+        ) from None
+
+
+def _relabel(path: Path, model: ir.Model, version: int) -> None:
+    """Later operator sets mostly add element types: a node that fits the definition of opset 20 keeps its meaning."""
+    for node in model.graph:
+        changed = _CHANGED_LATER.get(node.op_type, version + 1) <= version
+        if changed or (node.domain in _DOMAINS and not _fits(node)):
+            raise UnsupportedOperatorError(
+                f"{path}: operator {node.op_type!r} (output {node.outputs[0].name!r}) of opset {version} has no equal "
+                f"in opset {OPSET}; export the model with opset {OPSET} or older"
+            )
+    model.opset_imports[""] = OPSET
+
+
+def _fits(node: ir.Node) -> bool:
+    try:
+        schema = onnx.defs.get_schema(node.op_type, OPSET)
+    except onnx.defs.SchemaError:
+        return False
+    return len(node.inputs) <= schema.max_input and set(node.attributes) <= set(schema.attributes)
+
+
+def _check_operators(path: Path, model: ir.Model) -> None:
+    for node in model.graph:
+        where = f"{path}: operator {node.op_type!r} (output {node.outputs[0].name if node.outputs else ''!r})"
+        if node.domain not in _DOMAINS:
+            raise UnsupportedOperatorError(
+                f"{where} belongs to {node.domain!r}, only operators of the ONNX standard are read; "
+                "export the model without runtime-specific optimizations"
+            )
+        if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
+            raise UnsupportedOperatorError(
+                f"{where} is control flow, which has no static graph; "
+                "export the model without data-dependent branches and loops"
+            )
+
+
+def _check_validity(path: Path, model: ir.Model) -> None:
+    """Types and shapes must fit together, and the result must pass ONNX's own checker."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(ir.to_proto(model), check_type=True, strict_mode=True)
+        onnx.checker.check_model(inferred)
+    except Exception as error:  # the checker and the inference raise types of several libraries
+        raise ModelError(f"{path}: is not a valid ONNX model ({_reason(error)}); export it again") from None
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Every node gets its operator type as metadata and a unique name; good names of the source stay."""
+    given = Counter(node.name for node in model.graph)
+    taken = {name for name, count in given.items() if name and count == 1}
+    index: Counter[str] = Counter()
+    for node in model.graph:
+        node.metadata_props["fullquant.op_type"] = node.op_type
+        if node.name and given[node.name] == 1:
+            continue
+        while (name := f"{node.op_type}_{index[node.op_type]}") in taken:
+            index[node.op_type] += 1
+        taken.add(name)
+        node.name = name
+
+
+def _set_input_shape(path: Path, model: ir.Model, input_shape: Mapping[str, Sequence[int]]) -> None:
+    """Gives the input its shape, with "N" for an open batch, and forgets what the file says of other shapes."""
+    inputs = {str(value.name): value for value in model.graph.inputs}
+    check_signature(path, list(inputs), [str(value.name) for value in model.graph.outputs])
+    ((name, value),) = inputs.items()
+    if value.dtype != ir.DataType.FLOAT:
+        raise ModelError(f"{path}: input {name!r} is {value.dtype}, a float32 image is needed; export a float32 model")
+    if value.shape is None:
+        raise ModelError(f"{path}: input {name!r} has no shape; export the model with its input shape")
+    declared = [dim if isinstance(dim, int) else -1 for dim in value.shape]
+    dims = input_dims(path, name, declared, input_shape)
+    value.shape = ir.Shape([dim if isinstance(dim, int) else ir.SymbolicDim(dim) for dim in dims])
+    for node in model.graph:
+        for output in node.outputs:
+            output.shape = None
+
+
+def _reason(error: BaseException) -> str:
+    """First line of a foreign error, short."""
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

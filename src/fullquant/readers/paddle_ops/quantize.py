@@ -1,0 +1,78 @@
+"""Paddle's quantize_linear and dequantize_linear (int8 models in the onnx_format) as the ONNX operators of that name.
+
+Paddle's Scale is the abs-max: step = Scale / 127. Its rounding is half to even (round_type 0), its range [-128, 127],
+and its zero point is always 0: all as in ONNX with int8.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from fullquant.numerics.qparams import scale_from_paddle
+from fullquant.readers.paddle_ops.context import OpContext
+
+# Below this abs-max Paddle adds it before it divides, so that an all-zero tensor quantizes to zero.
+_SMALLEST_ABSMAX = 1e-6
+
+
+def _check_grid(c: OpContext) -> None:
+    grid = (
+        c.integer("bit_length", 8),
+        c.integer("qmin", -128),
+        c.integer("qmax", 127),
+        c.integer("round_type", 0),
+    )
+    if grid != (8, -128, 127, 0):
+        raise c.unsupported(
+            f"bit_length {grid[0]}, range [{grid[1]}, {grid[2]}] and round_type {grid[3]} are not read, "
+            "only 8 bits, [-128, 127] and round_type 0 are",
+            "quantize the float model again with fullquant",
+        )
+    zero_point = c.constant("ZeroPoint")
+    if zero_point is not None and np.any(zero_point != 0):
+        raise c.unsupported("the zero point is not 0", "quantize the float model again with a symmetric method")
+
+
+def _scale(c: OpContext, floor: float) -> tuple[ir.Value, dict[str, int], npt.NDArray[np.float32]]:
+    """The step as an initializer, the axis attribute if there is one step per channel, and the abs-max."""
+    absmax = np.asarray(c.required_constant("Scale"), dtype=np.float32).ravel()
+    absmax = np.where(absmax <= floor, absmax + np.float32(floor), absmax).astype(np.float32)
+    axis = c.integer("quant_axis", -1)
+    step = scale_from_paddle(absmax)
+    if absmax.size == 1 and axis < 0:
+        return c.tensor(step.reshape(())), {}, absmax
+    return c.tensor(step), {"axis": c.axis(axis, c.rank(c.input("X")))}, absmax
+
+
+def quantize(c: OpContext) -> ir.Value:
+    """int8(round(x / step)), clipped to [-128, 127]. An observer without effect (only_observer) passes x on."""
+    if c.flag("only_observer"):
+        return c.input("X")
+    _check_grid(c)
+    step, axis, absmax = _scale(c, _SMALLEST_ABSMAX)
+    zeros = np.zeros(absmax.shape if axis else (), dtype=np.int8)
+    return c.node("QuantizeLinear", c.input("X"), step, c.tensor(zeros), **axis)
+
+
+def dequantize(c: OpContext) -> ir.Value:
+    """step * q. Weights that lie as float integers in old files become int8."""
+    if c.flag("only_observer"):
+        return c.input("X")
+    _check_grid(c)
+    stored = c.constant("X")
+    x = c.input("X")
+    if stored is not None and stored.dtype != np.int8:
+        x = c.tensor(_as_int8(c, stored))
+    step, axis, absmax = _scale(c, 0.0)
+    zeros = np.zeros(absmax.shape if axis else (), dtype=np.int8)
+    return c.node("DequantizeLinear", x, step, c.tensor(zeros), **axis)
+
+
+def _as_int8(c: OpContext, stored: npt.NDArray[np.generic]) -> npt.NDArray[np.int8]:
+    numbers = np.asarray(stored, dtype=np.float32)
+    whole = np.rint(numbers)
+    if np.any(whole != numbers) or np.any(np.abs(numbers) > 128):
+        raise c.malformed("a quantized weight holds numbers that are no 8-bit integers")
+    return whole.astype(np.int8)

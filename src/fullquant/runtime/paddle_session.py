@@ -1,0 +1,129 @@
+"""Paddle Inference. The only module that imports paddle, and only when a session is opened: it takes seconds."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fullquant.errors import EngineError
+from fullquant.formats.framework_pb2 import ProgramDesc
+from fullquant.formats.pir_json import load_pir
+from fullquant.runtime import sessions
+
+Array = npt.NDArray[Any]
+
+_STDERR = threading.Lock()  # the descriptor belongs to the whole process
+_QUANTIZERS = ("quantize_linear", "fake_quantize")
+# PaddlePaddle 3.3.1: oneDNN's kernel of this operator writes beyond its output and kills the process, in float too.
+_BROKEN_IN_ONEDNN = frozenset({"pad"})
+# What the fuse and int8 passes turn operators into.
+_MADE_BY_PASSES = frozenset(
+    {"fc", "fused_conv2d", "fused_matmul", "fused_transpose", "quantize", "dequantize", "requantize"}
+)
+
+
+class PaddleSession:
+    """Paddle Inference on the CPU: `*.pdmodel` and `*.json` programs.
+
+    engine "paddle" switches oneDNN off (Paddle 3 has it on by default): every operator, quantize_linear and
+    dequantize_linear included, is computed in float32 as the file says. "paddle_onednn" switches it on, with its int8
+    passes where a `.pdmodel` holds quantizers; they take the scales out of the file and round as their kernels do.
+    """
+
+    def __init__(self, model: Path, params: Path, engine: str, optimize: bool, threads: int | None) -> None:
+        self.engine = engine
+        inference = _paddle_inference()
+        # parameters in separate files: Paddle takes the folder, and looks for __model__ in it
+        config = inference.Config(str(params)) if params.is_dir() else inference.Config(str(model), str(params))
+        config.disable_glog_info()
+        config.switch_ir_optim(optimize)
+        if threads is not None:
+            config.set_cpu_math_library_num_threads(threads)
+        if engine == "paddle_onednn":
+            _enable_onednn(config, model)
+        else:
+            config.disable_mkldnn()
+        with _stderr_discarded():
+            self._predictor = inference.create_predictor(config)
+        self.input_names: tuple[str, ...] = tuple(self._predictor.get_input_names())
+        self.output_names: tuple[str, ...] = tuple(self._predictor.get_output_names())
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """feeds: {input name: array of any batch size}; the outputs as copies."""
+        sessions.check_feeds(feeds, self.input_names, self.engine)
+        try:
+            for name in self.input_names:
+                array = np.ascontiguousarray(feeds[name])
+                handle = self._predictor.get_input_handle(name)
+                handle.reshape(array.shape)
+                handle.copy_from_cpu(array)
+            self._predictor.run()
+            return [self._predictor.get_output_handle(name).copy_to_cpu() for name in self.output_names]
+        except Exception as error:
+            raise sessions.refusal(self.engine, "these inputs", error) from error
+
+
+def _enable_onednn(config: Any, model: Path) -> None:
+    """Switches oneDNN on, with int8 where the file is quantized, and without the kernels that are known to crash."""
+    operators = _operators(model)
+    config.enable_mkldnn()
+    if any(name.startswith(_QUANTIZERS) for name in operators):
+        config.enable_mkldnn_int8()
+    broken = operators & _BROKEN_IN_ONEDNN
+    if broken and model.suffix == ".json":
+        names = ", ".join(sorted(broken))
+        raise EngineError(f"oneDNN's kernel of {names} corrupts memory; use engine 'paddle', or the .pdmodel form")
+    if broken:
+        config.set_mkldnn_op(set(operators - broken) | _MADE_BY_PASSES)
+
+
+def _operators(model: Path) -> set[str]:
+    """Types of the operators in a program file, without the dialect."""
+    if model.suffix == ".json":
+        return {op.name.rpartition(".")[2] for op in load_pir(model).ops}
+    program = ProgramDesc.FromString(model.read_bytes())
+    return {op.type for block in program.blocks for op in block.ops}
+
+
+def _paddle_inference() -> ModuleType:
+    """paddle.inference, imported without its warning about ccache, which only compiling extensions needs."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*ccache.*")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        import paddle.inference
+
+    module: ModuleType = paddle.inference
+    return module
+
+
+@contextmanager
+def _stderr_discarded() -> Iterator[None]:
+    """Discards what C++ code writes to stderr: the int8 passes report there, whatever the log level.
+
+    An error of theirs is not lost, it comes as an exception. Without a descriptor 2 nothing is done.
+    """
+    with _STDERR:
+        sys.stderr.flush()
+        try:
+            kept = os.dup(2)
+        except OSError:
+            yield
+            return
+        try:
+            sink = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(sink, 2)
+            os.close(sink)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

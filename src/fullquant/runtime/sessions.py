@@ -1,0 +1,209 @@
+"""A model file, or a model in memory, opened in one of the runtimes that users deploy to: NumPy in, NumPy out.
+
+Each runtime is imported when it is first asked for, never before: they take seconds, and all but ONNX Runtime are
+optional.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from fullquant.errors import EngineError
+from fullquant.readers import ModelFiles, find_model, read_model
+
+Array: TypeAlias = npt.NDArray[Any]
+Engine = Literal["onnxruntime", "paddle", "paddle_onednn", "openvino"]
+Source: TypeAlias = "str | os.PathLike[str] | ir.Model | bytes"
+
+# engine -> (module to import, package to install)
+_PACKAGES: Mapping[str, tuple[str, str]] = {
+    "onnxruntime": ("onnxruntime", "onnxruntime"),
+    "paddle": ("paddle", "paddlepaddle"),
+    "paddle_onednn": ("paddle", "paddlepaddle"),
+    "openvino": ("openvino", "openvino"),
+}
+
+
+class Session(Protocol):
+    """An opened model. `engine` names the runtime (or "simulated", "float", "integer" for our own executors)."""
+
+    engine: str
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """feeds: {input name: array}; the outputs in the order of `output_names`, as arrays of their own."""
+        ...
+
+
+def available_engines() -> tuple[Engine, ...]:
+    """The engines whose packages are installed; nothing is imported."""
+    return tuple(engine for engine in get_args(Engine) if importlib.util.find_spec(_PACKAGES[engine][0]) is not None)
+
+
+def open_session(
+    path: Source,
+    engine: str,
+    *,
+    model_filename: str | None = None,
+    params_filename: str | None = None,
+    optimize: bool = True,
+    threads: int | None = None,
+) -> Session:
+    """Opens a model in a runtime on the CPU.
+
+    path: a model file or folder as `read_model` takes it. "onnxruntime" and "openvino" also take an onnx_ir model or
+        the bytes of an ONNX file, and run a Paddle file as the ONNX graph that the readers make of it.
+    engine: "onnxruntime", "openvino", "paddle" (Paddle Inference without oneDNN: every operator as written) or
+        "paddle_onednn" (its oneDNN kernels; with the int8 passes where the file holds quantizers).
+    optimize: False runs the graph as it is written: no graph optimisation in ONNX Runtime, no IR passes in Paddle, no
+        low-precision transformations in OpenVINO.
+    threads: threads inside an operator; None leaves the runtime's own choice.
+
+    Raises EngineError (runtime unknown, not installed, or refuses the model) and ModelError (no such model).
+    """
+    _check_installed(engine)
+    if engine in ("paddle", "paddle_onednn"):
+        return _open_paddle(_paddle_files(path, engine, model_filename, params_filename), engine, optimize, threads)
+    source = _onnx_source(path, model_filename, params_filename)
+    opener: Callable[[str | bytes, bool, int | None], Session]
+    opener = _OnnxRuntimeSession if engine == "onnxruntime" else _OpenVinoSession
+    try:
+        return opener(source, optimize, threads)
+    except Exception as error:
+        raise refusal(engine, _describe(path), error) from error
+
+
+def bound_latency(
+    session: Session, feeds: Mapping[str, Array], warmup: int = 5, repeat: int = 30
+) -> tuple[float, float]:
+    """(median, 90th percentile) in milliseconds of `repeat` runs on the same feeds, after `warmup` runs not timed."""
+    for _ in range(warmup):
+        session.run(feeds)
+    durations = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        session.run(feeds)
+        durations.append((time.perf_counter() - start) * 1e3)
+    median, p90 = np.percentile(durations, [50, 90])
+    return float(median), float(p90)
+
+
+def refusal(engine: str, what: str, error: Exception) -> EngineError:
+    """The one-line error for a runtime that does not take a model or an input."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[-1] if lines else type(error).__name__
+    return EngineError(f"engine {engine!r} refuses {what}: {reason}")
+
+
+def check_feeds(feeds: Mapping[str, Array], names: tuple[str, ...], engine: str) -> None:
+    """Raises EngineError unless the feeds have exactly the names of the inputs."""
+    if set(feeds) != set(names):
+        given, wanted = ", ".join(sorted(feeds)) or "none", ", ".join(names)
+        raise EngineError(f"engine {engine!r}: the inputs given are {given}; the model's inputs are {wanted}")
+
+
+class _OnnxRuntimeSession:
+    """ONNX Runtime on the CPU."""
+
+    engine = "onnxruntime"
+
+    def __init__(self, source: str | bytes, optimize: bool, threads: int | None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        options.log_severity_level = 3  # errors only: its warnings speak of optimisations
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self.input_names = tuple(value.name for value in self._session.get_inputs())
+        self.output_names = tuple(value.name for value in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        check_feeds(feeds, self.input_names, self.engine)
+        try:
+            return list(self._session.run(None, dict(feeds)))
+        except Exception as error:
+            raise refusal(self.engine, "these inputs", error) from error
+
+
+class _OpenVinoSession:
+    """OpenVINO's CPU plugin."""
+
+    engine = "openvino"
+
+    def __init__(self, source: str | bytes, optimize: bool, threads: int | None) -> None:
+        import openvino
+
+        # float32, also where the processor has bfloat16: results are compared with other runtimes
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        if not optimize:
+            settings["LP_TRANSFORMS_MODE"] = "NO"
+        core = openvino.Core()
+        self._compiled = core.compile_model(core.read_model(source), "CPU", settings)
+        self.input_names = tuple(port.get_any_name() for port in self._compiled.inputs)
+        self.output_names = tuple(port.get_any_name() for port in self._compiled.outputs)
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        check_feeds(feeds, self.input_names, self.engine)
+        try:
+            results = self._compiled(dict(feeds))
+        except Exception as error:
+            raise refusal(self.engine, "these inputs", error) from error
+        return [np.array(results[port]) for port in self._compiled.outputs]
+
+
+def _check_installed(engine: str) -> None:
+    if engine not in _PACKAGES:
+        raise EngineError(f"unknown engine {engine!r}; it is one of {', '.join(_PACKAGES)}")
+    module, package = _PACKAGES[engine]
+    if importlib.util.find_spec(module) is None:
+        raise EngineError(f"engine {engine!r} needs {package}, which is not installed; run: pip install {package}")
+
+
+def _describe(path: Source) -> str:
+    return str(path) if isinstance(path, (str, os.PathLike)) else "the model in memory"
+
+
+def _onnx_source(path: Source, model_filename: str | None, params_filename: str | None) -> str | bytes:
+    """A file name or the bytes of an ONNX model."""
+    if isinstance(path, bytes):
+        return path
+    if not isinstance(path, ir.Model):
+        files = find_model(Path(path), model_filename, params_filename)
+        if files.source_format == "onnx":
+            return str(files.model)
+        path = read_model(str(path), model_filename, params_filename)
+    return ir.to_proto(path).SerializeToString()
+
+
+def _paddle_files(path: Source, engine: str, model_filename: str | None, params_filename: str | None) -> ModelFiles:
+    if isinstance(path, (bytes, ir.Model)):
+        raise EngineError(f"engine {engine!r} opens files only; write the model with fullquant.writers first")
+    files = find_model(Path(path), model_filename, params_filename)
+    if files.source_format == "onnx":
+        raise EngineError(f"engine {engine!r} runs Paddle programs, {files.model} is ONNX; use engine 'onnxruntime'")
+    return files
+
+
+def _open_paddle(files: ModelFiles, engine: str, optimize: bool, threads: int | None) -> Session:
+    from fullquant.runtime.paddle_session import PaddleSession
+
+    assert files.params is not None  # only ONNX models have none
+    try:
+        return PaddleSession(files.model, files.params, engine, optimize, threads)
+    except Exception as error:
+        raise refusal(engine, str(files.model), error) from error

@@ -1,0 +1,72 @@
+"""Writes a graph as Paddle's legacy program (`*.pdmodel` + `*.pdiparams`), float or int8.
+
+The int8 form is PaddleSlim's `onnx_format`: quantize_linear / dequantize_linear pairs behind every placed tensor, the
+graph outputs included, and weights that are stored as int8 with a dequantize_linear behind them. Paddle Inference runs
+it with the roundings as written; Paddle Lite turns the pairs into scales of its int8 kernels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from fullquant.errors import ExportError
+from fullquant.formats.param_stream import write_combined
+from fullquant.numerics.qparams import QParams
+from fullquant.placement.decision import Placement
+from fullquant.writers.atomic import atomic_files, refuse_source_files
+from fullquant.writers.paddle_builder import PaddleProgram, ProgramBuilder
+from fullquant.writers.paddle_emitter import Emitter
+from fullquant.writers.paddle_ops import write_node
+from fullquant.writers.paddle_quantization import Quantization
+
+
+def write_paddle(
+    model: ir.Model,
+    placement: Placement | None,
+    qparams: Mapping[str, QParams],
+    model_path: str | os.PathLike[str],
+    params_path: str | os.PathLike[str],
+) -> None:
+    """Writes `model` as `model_path` (*.pdmodel) and `params_path` (*.pdiparams), both or neither.
+
+    placement: None writes the float model; else every placed tensor gets its Q/DQ, with the scales in `qparams`.
+    Raises ExportError: an operator, grid or missing scale that Paddle's format cannot hold, a file that cannot be
+    written, or one that belongs to the model that was read.
+    """
+    refuse_source_files(model.metadata_props.get("fullquant.source"), model_path, params_path)
+    program = build_paddle(model, placement, qparams)
+    with atomic_files(model_path, params_path) as (model_file, params_file):
+        model_file.write_bytes(program.desc.SerializeToString(deterministic=True))
+        with params_file.open("wb") as stream:
+            write_combined(stream, program.parameters)
+
+
+def build_paddle(model: ir.Model, placement: Placement | None, qparams: Mapping[str, QParams]) -> PaddleProgram:
+    """The program and parameters that `write_paddle` writes. The model is not changed."""
+    graph = model.graph
+    if not graph.inputs or not graph.outputs:
+        raise ExportError("the graph has no inputs or no outputs; a Paddle program needs both")
+    builder = ProgramBuilder(taken=_names(graph))
+    emit = Emitter(builder, Quantization(placement, qparams))
+    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
+    for value in inputs:
+        emit.define(value)
+        builder.feed(str(value.name))
+    for value in inputs:
+        emit.round(value)
+    for node in graph:
+        emit.enter(node)
+        write_node(emit)
+        emit.leave()
+    for value in graph.outputs:
+        builder.fetch(emit.fetched(value))
+    return builder.finish()
+
+
+def _names(graph: ir.Graph) -> set[str]:
+    """Every value name of the graph: the source's names stay with the source's tensors."""
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    return {value.name for value in values if value.name}

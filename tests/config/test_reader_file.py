@@ -1,0 +1,126 @@
+"""Global.reader_config: a PaddleClas reader file as keys of Global."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fullquant.config import Augment, Global
+from fullquant.errors import ConfigError
+
+NORMALIZE = {"scale": "1.0/255.0", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "order": ""}
+READER: dict[str, Any] = {
+    "DataLoader": {
+        "Train": {
+            "dataset": {
+                "image_root": "./set/",
+                "cls_label_path": "./set/lists/train.txt",
+                "transform_ops": [
+                    {"DecodeImage": {"to_rgb": False}},
+                    {"RandCropImage": {"size": 224}},
+                    {"RandFlipImage": {"flip_code": 1}},
+                    {"NormalizeImage": NORMALIZE},
+                ],
+            },
+            "loader": {"num_workers": 4},
+        },
+        "Eval": {
+            "dataset": {
+                "image_root": "./set/",
+                "cls_label_path": "./set/val.txt",
+                "transform_ops": [
+                    {"DecodeImage": {"to_rgb": False}},
+                    {"ResizeImage": {"resize_short": 256}},
+                    {"CropImage": {"size": 224}},
+                    {"NormalizeImage": NORMALIZE},
+                    {"ToCHWImage": None},
+                ],
+            }
+        },
+    }
+}
+
+
+def _read(folder: Path, reader: dict[str, Any], **keys: Any) -> Global:
+    path = folder / "reader.yml"
+    path.write_text(yaml.safe_dump(reader), encoding="utf-8")
+    return Global.from_mapping({"reader_config": str(path), **keys})
+
+
+def test_fills_the_keys(tmp_path: Path) -> None:
+    section = _read(tmp_path, READER, batch_size=16)
+    assert (section.data_dir, section.train_list, section.val_list) == ("./set/", "lists/train.txt", "val.txt")
+    assert (section.img_size, section.resize_size, section.interpolation) == ((224, 224), 256, "bilinear_noaa")
+    assert (section.scale, section.mean, section.std) == (1 / 255, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    assert (section.channel_order, section.workers, section.batch_size) == ("bgr", 4, 16)
+    assert section.augment == Augment()
+
+
+def test_written_keys_win(tmp_path: Path) -> None:
+    section = _read(tmp_path, READER, data_dir="other", augment=False, workers=0)
+    assert (section.data_dir, section.augment, section.workers) == ("other", Augment("none", False), 0)
+
+
+def _changed(mode: str, operator: str, arguments: Any) -> dict[str, Any]:
+    """The reader file with one operator's arguments replaced, or the operator added."""
+    reader = copy.deepcopy(READER)
+    listed = reader["DataLoader"][mode]["dataset"]["transform_ops"]
+    listed[:] = [item for item in listed if operator not in item] + [{operator: arguments}]
+    return reader
+
+
+@pytest.mark.parametrize(
+    ("reader", "message"),
+    [
+        (_changed("Train", "AutoAugment", {}), "no rule for 'AutoAugment'"),
+        (_changed("Train", "RandFlipImage", {"flip_code": 0}), "RandFlipImage.flip_code"),
+        (_changed("Train", "NormalizeImage", {"scale": 1.0}), "NormalizeImage differs between Train and Eval"),
+        (_changed("Eval", "ResizeImage", {"size": 224}), "ResizeImage.size squeezes"),
+        (
+            _changed("Eval", "ResizeImage", {"resize_short": 256, "interpolation": "area"}),
+            "area of cv2 has no counterpart",
+        ),
+        (_changed("Eval", "CropImage", {}), "needs CropImage"),
+        ({"DataLoader": {"Train": {}}}, "section 'Eval' is missing"),
+        ({"Reader": {}}, "section 'DataLoader' is missing"),
+        (
+            {"DataLoader": {"Train": {"dataset": {"transform_ops": [3]}}, "Eval": {"dataset": {}}}},
+            "3 is not one operator",
+        ),
+        ({"DataLoader": {"Train": {"dataset": {}}, "Eval": {"dataset": {}}}}, "transform_ops is missing"),
+    ],
+)
+def test_mistakes(tmp_path: Path, reader: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _read(tmp_path, reader)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"Global.reader_config: {tmp_path / 'reader.yml'}: ")
+
+
+def test_lists_and_root(tmp_path: Path) -> None:
+    reader = copy.deepcopy(READER)
+    reader["DataLoader"]["Eval"]["dataset"]["image_root"] = "./elsewhere"
+    with pytest.raises(ConfigError, match="image_root must be the same folder"):
+        _read(tmp_path, reader)
+    reader = copy.deepcopy(READER)
+    del reader["DataLoader"]["Eval"]["dataset"]["cls_label_path"]
+    with pytest.raises(ConfigError, match="cls_label_path is missing"):
+        _read(tmp_path, reader)
+
+
+def test_without_crop_and_flip_and_with_pillow(tmp_path: Path) -> None:
+    reader = _changed("Eval", "ResizeImage", {"resize_short": 240, "interpolation": "bicubic", "backend": "pil"})
+    listed = reader["DataLoader"]["Train"]["dataset"]["transform_ops"]
+    listed[:] = [item for item in listed if "NormalizeImage" in item]
+    section = _read(tmp_path, reader)
+    assert section.augment == Augment("none", False)
+    assert (section.interpolation, section.resize_size) == ("bicubic", 240)
+
+
+def test_missing_file() -> None:
+    with pytest.raises(ConfigError, match=r"Global\.reader_config: no/such\.yml: no such configuration file"):
+        Global.from_mapping({"reader_config": "no/such.yml"})

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fullquant.data import list_parser
+from fullquant.data.list_parser import parse_list
+from fullquant.data.lists import UNLABELLED, ImageList, find_images, read_class_folders, read_flat_folder, read_list
+from fullquant.errors import DataError
+
+
+def _image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path)
+
+
+def _parsed(path: Path) -> list[tuple[bytes, int]]:
+    parsed = parse_list(path)
+    return [
+        (parsed.text[start : start + length].tobytes(), int(label))
+        for start, length, label in zip(parsed.starts, parsed.lengths, parsed.labels, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"a.jpg 3\nb.jpg 14\n", [(b"a.jpg", 3), (b"b.jpg", 14)]),
+        (b"a.jpg 3\r\nb.jpg 14\r\n", [(b"a.jpg", 3), (b"b.jpg", 14)]),
+        (b"a.jpg 3\n\n  \n\r\nb.jpg 14", [(b"a.jpg", 3), (b"b.jpg", 14)]),
+        (b"my dir/a b.jpg 3\n", [(b"my dir/a b.jpg", 3)]),
+        (b"a.jpg\t3\n", [(b"a.jpg", 3)]),
+        (b"  a.jpg   3  \n", [(b"a.jpg", 3)]),
+        (b"\xef\xbb\xbfa.jpg 3\n", [(b"a.jpg", 3)]),
+        (b"a.jpg -1\n", [(b"a.jpg", -1)]),
+        (b"a 2 1\n", [(b"a 2", 1)]),
+        (b"a2 0000000000007\n", [(b"a2", 7)]),
+        ("Übung/é.jpg 5\n".encode(), ("Übung/é.jpg".encode(), 5)),
+        (b"\n\na.jpg 2147483647\n", [(b"a.jpg", 2147483647)]),
+    ],
+)
+def test_lines_are_read(tmp_path: Path, text: bytes, expected: object) -> None:
+    file = tmp_path / "list.txt"
+    file.write_bytes(text)
+    assert _parsed(file) == (expected if isinstance(expected, list) else [expected])
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (b"a.jpg 1\nb.jpg\nc.jpg 2\n", 2),
+        (b"a.jpg 1\n\n\nb.jpg cat\n", 4),
+        (b"12\n", 1),
+        (b"a.jpg -2\n", 1),
+        (b"a.jpg 4294967296\n", 1),
+        (b"a.jpg 1_0\n", 1),
+        (b"a.jpg 1.0\n", 1),
+    ],
+)
+def test_bad_line_is_named(tmp_path: Path, text: bytes, line: int) -> None:
+    file = tmp_path / "train_list.txt"
+    file.write_bytes(text)
+    with pytest.raises(DataError, match=rf"train_list\.txt:{line}: ") as caught:
+        parse_list(file)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    entries=st.lists(
+        st.tuples(
+            st.text(st.characters(exclude_categories=["Zs", "Zl", "Zp", "Cc", "Cs"]), min_size=1, max_size=12),
+            st.integers(-1, 2**31 - 1),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    ending=st.sampled_from(["\n", "\r\n", "\n\n"]),
+    block=st.integers(1, 40),
+)
+def test_blocks_do_not_matter(
+    tmp_path_factory: pytest.TempPathFactory, entries: list[tuple[str, int]], ending: str, block: int
+) -> None:
+    file = tmp_path_factory.mktemp("list") / "list.txt"
+    file.write_bytes("".join(f"{path} {label}{ending}" for path, label in entries).encode())
+    before = list_parser._BLOCK_BYTES
+    try:
+        list_parser._BLOCK_BYTES = block
+        assert _parsed(file) == [(path.encode(), label) for path, label in entries]
+    finally:
+        list_parser._BLOCK_BYTES = before
+
+
+def test_a_million_lines_take_seconds(tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text("".join(f"n{i % 1000:08d}/n{i % 1000:08d}_{i}.JPEG {i % 1000}\n" for i in range(1_000_000)))
+    began = time.perf_counter()
+    parsed = parse_list(file)
+    assert time.perf_counter() - began < 5
+    assert len(parsed.labels) == 1_000_000
+    assert parsed.labels[123_456] == 456
+    assert parsed.text.nbytes + parsed.starts.nbytes + parsed.lengths.nbytes + parsed.labels.nbytes < 64e6
+
+
+def test_empty_list_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_bytes(b"\n \n")
+    with pytest.raises(DataError, match="is empty"):
+        parse_list(file)
+
+
+def test_list_file_with_root(image_set: Path, tmp_path: Path) -> None:
+    images = read_list(image_set / "train_list.txt")
+    assert len(images) == images.labelled == 37
+    assert images.path(3) == os.path.join(image_set, "images/03.jpg")
+    assert images.label(8) == 3
+    elsewhere = tmp_path / "other.txt"
+    elsewhere.write_text("03.jpg 1\n")
+    assert os.path.exists(read_list(elsewhere, root=image_set / "images").path(0))
+
+
+def test_wrong_root_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "train_list.txt").write_text("nowhere/a.jpg 1\nnowhere/b.jpg 1\n")
+    with pytest.raises(DataError, match=r"the images are not under .*the first is .*nowhere/a\.jpg"):
+        find_images(tmp_path, "train")
+
+
+def test_subset_and_sample(image_set: Path) -> None:
+    images = find_images(image_set, "val")
+    part = images.subset([5, 3])
+    assert [part.relative_path(index) for index in range(2)] == ["images/05.jpg", "images/03.jpg"]
+    assert part.labels.tolist() == [0, 3]
+    drawn = images.sample(10, seed=1)
+    names = [drawn.relative_path(index) for index in range(10)]
+    assert names == sorted(names)
+    assert len(set(names)) == 10
+    assert names != [images.sample(10, seed=2).relative_path(index) for index in range(10)]
+    assert images.sample(100) is images
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    for name in ("train/zebra/1.jpg", "train/ant/b.png", "train/ant/a.JPEG", "val/zebra/9.jpg"):
+        _image(tmp_path / name)
+    (tmp_path / "train/ant/notes.txt").write_text("no image")
+    (tmp_path / "train/empty").mkdir()
+    train, val = find_images(tmp_path, "train"), find_images(tmp_path, "val")
+    assert train.classes == ("ant", "zebra")
+    assert [train.relative_path(index) for index in range(3)] == ["ant/a.JPEG", "ant/b.png", "zebra/1.jpg"]
+    assert train.labels.tolist() == [0, 0, 1]
+    assert val.labels.tolist() == [1]  # zebra keeps its label though ant has no validation image
+
+
+def test_unknown_validation_class(tmp_path: Path) -> None:
+    _image(tmp_path / "train/ant/1.jpg")
+    _image(tmp_path / "val/bee/1.jpg")
+    with pytest.raises(DataError, match="bee has no counterpart among the 1 training classes"):
+        find_images(tmp_path, "val")
+
+
+def test_class_folders_without_train_and_val(tmp_path: Path) -> None:
+    _image(tmp_path / "ant/1.jpg")
+    assert find_images(tmp_path, "train").labels.tolist() == [0]
+    assert read_class_folders(tmp_path).classes == ("ant",)
+    with pytest.raises(DataError, match="no val images"):
+        find_images(tmp_path, "val")
+
+
+def test_flat_folder_is_unlabelled(tmp_path: Path) -> None:
+    _image(tmp_path / "b.png")
+    _image(tmp_path / "a.jpg")
+    images = find_images(tmp_path, "train")
+    assert [images.relative_path(index) for index in range(2)] == ["a.jpg", "b.png"]
+    assert images.labels.tolist() == [UNLABELLED] * 2
+    assert images.labelled == 0
+    assert len(read_flat_folder(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_missing_data_says_what_was_looked_for(tmp_path: Path, split: str) -> None:
+    with pytest.raises(DataError, match=rf"looked for {split}_list\.txt and the folder {split}/"):
+        find_images(tmp_path, split)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"data folder .*nowhere does not exist"):
+        find_images(tmp_path / "nowhere", split)  # type: ignore[arg-type]
+    for read in (read_list, read_class_folders, read_flat_folder):
+        with pytest.raises(DataError, match="does not exist"):
+            read(tmp_path / "nowhere")
+
+
+def test_labels_must_fit_the_paths() -> None:
+    with pytest.raises(DataError, match="2 paths"):
+        ImageList.from_paths("/", ["a", "b"], [1])
+    assert ImageList.from_paths("/", []).labels.dtype == np.int32

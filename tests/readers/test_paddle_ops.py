@@ -1,0 +1,188 @@
+"""Every operator rule against PaddlePaddle itself, in both program formats."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from fullquant.errors import ModelError, UnsupportedOperatorError
+from fullquant.graph.verify import verify
+from fullquant.readers import read_model
+from fullquant.readers.paddle_ops import LEGACY, PIR
+from tests.readers.onnx_run import run
+from tests.readers.paddle_cases import CASES, LEGACY_CASES
+from tests.readers.programs import unary, write_program
+
+FORMS = {"legacy": "0", "pir": "1"}
+
+
+@pytest.fixture(scope="session")
+def paddle_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the programs of paddle_cases, <form>/<case>; made by PaddlePaddle in processes of its own."""
+    if importlib.util.find_spec("paddle") is None:
+        pytest.skip("PaddlePaddle is not installed (pip install 'fullquant[paddle]')")
+    folder = tmp_path_factory.mktemp("paddle_programs")
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.readers.paddle_programs", str(folder / form), form],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "FLAGS_enable_pir_api": flag, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for form, flag in FORMS.items()
+    ]
+    for child in running:
+        log, _ = child.communicate(timeout=300)
+        assert child.returncode == 0, log[-2000:]
+    return folder
+
+
+def _all_cases() -> list[tuple[str, str]]:
+    return [("legacy", case) for case in (*CASES, *LEGACY_CASES)] + [("pir", case) for case in CASES]
+
+
+@pytest.mark.parametrize(("form", "case"), _all_cases())
+def test_equals_paddle(paddle_programs: Path, form: str, case: str) -> None:
+    folder = paddle_programs / form / case
+    model = read_model(folder)
+    verify(model)
+    with np.load(folder / "data.npz") as data:
+        x, expected = data["x"], data["y"]
+    actual = run(model, x)
+    assert actual.dtype == expected.dtype
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    _check_declared_shape(model, actual.shape)
+
+
+def _check_declared_shape(model: ir.Model, shape: tuple[int, ...]) -> None:
+    declared = model.graph.outputs[0].shape
+    assert declared is not None
+    assert len(declared) == len(shape)
+    assert all(dim == size for dim, size in zip(declared, shape, strict=True) if isinstance(dim, int))
+
+
+def test_comparison_notices_a_wrong_rule(paddle_programs: Path) -> None:
+    folder = paddle_programs / "legacy" / "hard_sigmoid_steep"
+    model = read_model(folder)
+    node = next(node for node in model.graph if node.op_type == "HardSigmoid")
+    node.attributes["alpha"] = ir.AttrFloat32("alpha", 0.2)
+    with np.load(folder / "data.npz") as data:
+        assert not np.allclose(run(model, data["x"]), data["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_cases_cover_the_table(paddle_programs: Path) -> None:
+    """Every row of the table is used by some case; the exceptions are tested by hand below or in test_quantized."""
+    used = {
+        node.metadata_props["fullquant.op_type"]
+        for form, case in _all_cases()
+        for node in read_model(paddle_programs / form / case).graph
+    }
+    constants = {"fill_constant", "full_int_array", "assign_value"}  # leave no node behind
+    by_hand = {"pad2d", "mean", "full_with_tensor", "unstack", "expand_as_v2", "softplus", "shape64", "reciprocal"}
+    rows = {row.types[0] for row in (*LEGACY.values(), *PIR.values())}
+    assert rows - used - constants - by_hand == set()
+
+
+X = np.random.default_rng(0).uniform(-3, 3, (2, 3, 6, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("mode", "numpy_mode"), [("constant", "constant"), ("reflect", "reflect"), ("edge", "edge")])
+def test_pad2d(tmp_path: Path, mode: str, numpy_mode: str) -> None:
+    calls = unary("pad2d", paddings=[1, 2, 0, 3], mode=mode, pad_value=0.25, data_format="NCHW")
+    options = {"constant_values": 0.25} if mode == "constant" else {}
+    expected = np.pad(X, ((0, 0), (0, 0), (1, 2), (0, 3)), mode=numpy_mode, **options)  # type: ignore[call-overload]
+    np.testing.assert_array_equal(run(read_model(write_program(tmp_path, calls)), X), expected)
+
+
+def test_hard_swish_with_other_constants_is_decomposed(tmp_path: Path) -> None:
+    model = read_model(write_program(tmp_path, unary("hard_swish", threshold=5.0, scale=4.0, offset=2.0)))
+    assert [node.op_type for node in model.graph] == ["Add", "Clip", "Mul", "Div"]
+    np.testing.assert_allclose(run(model, X), X * np.clip(X + 2, 0, 5) / 4, rtol=1e-6)
+
+
+def test_swish_with_beta(tmp_path: Path) -> None:
+    model = read_model(write_program(tmp_path, unary("swish", beta=1.5)))
+    np.testing.assert_allclose(run(model, X), X / (1 + np.exp(-1.5 * X)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "expected"),
+    [
+        ("mean", {}, X.mean()),
+        ("softplus", {"beta": 1.0}, np.log1p(np.exp(X))),
+        ("shape64", {}, np.array([2, 3, 6, 8])),
+        ("reciprocal", {}, 1 / X),
+    ],
+)
+def test_by_hand(tmp_path: Path, kind: str, attributes: dict[str, float], expected: np.ndarray) -> None:
+    calls = unary(kind, **attributes)
+    if kind == "shape64":
+        calls = [(kind, {"Input": ["x"]}, {"Out": ["y"]}, attributes)]
+    np.testing.assert_allclose(run(read_model(write_program(tmp_path, calls)), X), expected, rtol=1e-5)
+
+
+def test_unstack_and_expand_as(tmp_path: Path) -> None:
+    calls = [
+        ("unstack", {"X": ["x"]}, {"Y": ["a", "b", "c"]}, {"axis": 1}),
+        ("unsqueeze2", {"X": ["c"]}, {"Out": ["c4"]}, {"axes": [1]}),
+        ("expand_as_v2", {"X": ["c4"], "Y": ["x"]}, {"Out": ["y"]}, {}),
+    ]
+    expected = np.broadcast_to(X[:, 2:], X.shape)
+    np.testing.assert_array_equal(run(read_model(write_program(tmp_path, calls)), X), expected)
+
+
+def test_full_with_tensor_shape(tmp_path: Path) -> None:
+    calls = [
+        ("shape", {"Input": ["x"]}, {"Out": ["size"]}, {}),
+        ("full_with_tensor", {"ShapeTensor": ["size"]}, {"Out": ["ones"]}, {"value": 1.5, "dtype": 5}),
+        ("elementwise_add", {"X": ["x"], "Y": ["ones"]}, {"Out": ["y"]}, {"axis": -1}),
+    ]
+    np.testing.assert_array_equal(run(read_model(write_program(tmp_path, calls)), X), X + np.float32(1.5))
+
+
+@pytest.mark.parametrize(
+    ("calls", "said"),
+    [
+        (unary("dropout", is_test=False), "training mode"),
+        (unary("pad2d", paddings=[1, 1, 1, 1], mode="mystery"), "'mystery'"),
+        (unary("pool2d", ksize=[4, 5], adaptive=True, pooling_type="avg"), "from 6x8 to 4x5"),
+        (unary("pool2d", ksize=[2, 2], data_format="NHWC"), "NHWC"),
+        (unary("p_norm", porder=3.0), "order 3.0"),
+        (unary("lstm"), "no translation"),
+    ],
+)
+def test_unsupported_says_where(tmp_path: Path, calls: list, said: str) -> None:  # type: ignore[type-arg]
+    write_program(tmp_path, calls)
+    with pytest.raises(UnsupportedOperatorError, match=said) as caught:
+        read_model(tmp_path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(part in message for part in (str(tmp_path / "model.pdmodel"), repr(calls[0][0]), "'y'", ";"))
+
+
+@pytest.mark.parametrize(
+    ("calls", "said"),
+    [
+        (unary("transpose2", axis=[0, 9, 1, 2]), "axis 9 does not exist"),
+        ([("matmul_v2", {"X": ["x"], "Y": ["x"]}, {"Out": ["y"]}, {})], "don't fit"),
+        (unary("fill_constant", shape=[1 << 20, 1 << 20], dtype=5, value=1.0), "not credible"),
+        (unary("pad2d", paddings=[1, 2]), "not what it should be"),
+        ([("relu", {"X": ["ghost"]}, {"Out": ["y"]}, {})], "'ghost'"),
+        ([("relu", {}, {"Out": ["y"]}, {})], "0 variables"),
+        (unary("split", num=4, axis=1), "4 parts"),
+    ],
+)
+def test_malformed_operators_are_one_line_errors(tmp_path: Path, calls: list, said: str) -> None:  # type: ignore[type-arg]
+    write_program(tmp_path, calls)
+    with pytest.raises(ModelError, match=said) as caught:
+        read_model(tmp_path)
+    assert "\n" not in str(caught.value)
