@@ -20,7 +20,7 @@ from torch import nn
 from fullquant.errors import ModelError
 from fullquant.numerics.qparams import QParams
 from fullquant.placement.decision import Placement
-from fullquant.runtime.fake_quantize import FakeQuantize
+from fullquant.runtime.fake_quantize import FakeQuantize, round_bias
 from fullquant.runtime.torch_ops import Operation, build_operation, clip_bounds
 
 Tensor = torch.Tensor
@@ -81,11 +81,10 @@ class GraphModule(nn.Module):
         self._slots: dict[str, int] = {}
         self._initial: dict[int, str] = {}  # slot -> key of self.weights or of a buffer
         self._keys: dict[str, str] = {}  # initializer -> key
-        self._weight_axis: dict[str, str] = {}
+        self._bias_grids: dict[str, tuple[str, str]] = {}  # bias -> (owner of the input's scale, weight)
         self._steps: list[_Step] = []
         self._frozen: dict[int, Tensor] | None = None
         self._qparams = dict(qparams or {})
-        self._variants: dict[tuple[str, str], int] = {}
         self._compile(graph)
 
     # ---- compilation -------------------------------------------------------------------------------------------
@@ -101,6 +100,7 @@ class GraphModule(nn.Module):
         self._quantize_input()
         for node in graph:
             self._add_node(node, learned)
+            self._note_bias(node)
         self._plan_frees()
 
     def _create_quantizers(self) -> None:
@@ -168,6 +168,27 @@ class GraphModule(nn.Module):
         for name, quantizer in quantizers.items():
             self._emit_quantizer(name, quantizer)
 
+    def _note_bias(self, node: ir.Node) -> None:
+        """A Conv or Gemm that reads integers adds its bias on the int32 grid."""
+        if self.placement is None or node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3:
+            return
+        x, weight, bias = (None if v is None else str(v.name) for v in node.inputs[:3])
+        decision = None if bias is None else self.placement.get(bias)
+        if x is None or weight is None or bias is None or decision is None or decision.spec is None:
+            return
+        read = self.placement.get(x)
+        if read is None or read.spec is None or self.quantizer(weight) is None:
+            return
+        if read.consumers is None or node.name in read.consumers:
+            self._bias_grids[bias] = (self.placement.scale_owner(x), weight)
+
+    def _rounded_bias(self, name: str, bias: Tensor) -> Tensor:
+        owner, weight = self._bias_grids[name]
+        source, layer = self.quantizer(owner), self.quantizer(weight)
+        assert source is not None
+        assert layer is not None
+        return round_bias(bias, torch.exp(source.log_scale.detach()), torch.exp(layer.log_scale.detach()))
+
     def _on_grid_already(self, node: ir.Node, tensor: str) -> bool:
         """True where rounding again would change nothing: data moved from tensors with the same scale."""
         if node.op_type not in MOVES or self.placement is None or self._restricted(tensor) is not None:
@@ -233,6 +254,8 @@ class GraphModule(nn.Module):
         for slot, name in self._initial.items():
             tensor = self.parameter(name)
             quantizer = self.quantizer(name)
+            if name in self._bias_grids:
+                tensor = self._rounded_bias(name, tensor)
             values[slot] = tensor if quantizer is None else quantizer(tensor)
         return values
 

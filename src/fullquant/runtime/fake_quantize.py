@@ -167,6 +167,31 @@ def fake_quantize_channels(w: Tensor, log_scale: Tensor, axis: int, qlow: float,
     return reference_fake_quantize(w, log_scale.view(shape), qlow, qhigh)
 
 
+class _Replace(torch.autograd.Function):
+    """The second tensor forward, the gradient to the first."""
+
+    @staticmethod
+    def forward(ctx: Any, learned: Tensor, used: Tensor) -> Tensor:
+        return used
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return g, None
+
+
+def round_bias(bias: Tensor, scale_x: Tensor, scale_w: Tensor) -> Tensor:
+    """The bias (C,) on the int32 grid of step scale_x * scale_w, as integer kernels add it; the gradient passes.
+
+    scale_x: shape (); scale_w: () or (C,).
+    """
+    with torch.no_grad():
+        scale = scale_x * scale_w
+        steps = torch.round(bias.double() / scale.double())
+        rounded = steps.float() * scale
+    result: Tensor = _Replace.apply(bias, rounded)  # type: ignore[no-untyped-call]
+    return result
+
+
 class FakeQuantize(nn.Module):
     """One grid with its learned scale. The zero point is fixed at construction.
 

@@ -1,0 +1,120 @@
+"""The whole job from one configuration: what run.py and `fullquant quantize` do."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fullquant.auto_compression.api import AutoCompression, CompressionResult
+from fullquant.auto_compression.embedded import resolve_embedded
+from fullquant.auto_compression.loaders import train_loader, validation_loader
+from fullquant.config import Augment, Config, Global, load_config
+from fullquant.config.learning_rate import CosineAnnealingDecay
+from fullquant.data import ImageLoader
+from fullquant.readers import read_model
+
+log = logging.getLogger("fullquant")
+
+# Without a configuration file: the values that the shipped configurations of trained models share.
+_PTQ: Mapping[str, Any] = {"QuantPost": {"algo": "mse", "batch_nums": 16}}
+_QAT: Mapping[str, Any] = {
+    "Distillation": {"loss": "soft_label"},
+    "QuantAware": {"calibration": {"observer": "mse"}},
+    "TrainConfig": {
+        "train_iter": 300,
+        "eval_iter": 100,
+        "learning_rate": {"type": "CosineAnnealingDecay", "learning_rate": 5e-5},
+        "optimizer_builder": {"optimizer": {"type": "Adam"}, "weight_decay": 0.0},
+    },
+}
+
+
+def quantize(
+    config: str | Path | Mapping[str, Any] | Config,
+    save_dir: str | Path = "./output",
+    *,
+    total_images: int | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> CompressionResult:
+    """Quantizes the model of a configuration on its images, and writes the integer files and the report.
+
+    config: YAML file, mapping of sections, or Config; Global.model_dir and Global.data_dir say where model and images
+        are.
+    save_dir: gets the Paddle pair, model_int8.onnx, report.json and report.html.
+    total_images: as in PaddleSlim's run.py, the number of training images that the cosine schedule spans: T_max of
+        CosineAnnealingDecay becomes ceil(total_images / batch_size). None: T_max as written, else the steps of the run.
+    device: "cpu", "gpu", "cuda:1"; None takes the GPU where there is one.
+
+    Raises ConfigError, ModelError and DataError (all FullquantError) for wrong settings, models and data.
+    """
+    settings = config if isinstance(config, Config) else load_config(config)
+    settings = _spanned(resolve_embedded(settings, progress=progress), total_images)
+    section = settings.global_section
+    with contextlib.ExitStack() as stack:
+        train = stack.enter_context(train_loader(section))
+        validation = _validation(section)
+        if validation is not None:
+            stack.enter_context(validation)
+        job = AutoCompression(
+            section.model_path, train, section.model_filename, section.params_filename, save_dir, settings,
+            eval_dataloader=validation, device=device, progress=progress,
+        )  # fmt: skip
+        return job.compress()
+
+
+def default_config(model_dir: str | Path, data_dir: str | Path, *, ptq: bool = False, **given: Any) -> Config:
+    """A configuration for a model and a folder of images, without a YAML file.
+
+    The image size is that of the model's input, 224 where it is free; the preprocessing is ImageNet's. given: keys of
+    Global that say otherwise. ptq: calibrate only; else 300 steps of training (Adam, cosine from 5e-5).
+    """
+    keys = {**_input_keys(model_dir), **given}
+    if "resize_size" not in keys and "img_size" in keys:
+        height, width = keys["img_size"]
+        keys["resize_size"] = math.ceil(height * 256 / 224) if height == width else (height, width)
+    if not keys.get("keep_ratio_pad"):
+        keys.setdefault("augment", Augment(area=(0.5, 1.0)))
+    else:
+        keys.setdefault("augment", Augment("none", False))
+    section = Global(model_dir=str(model_dir), data_dir=str(data_dir), **keys)
+    return replace(load_config(_PTQ if ptq else _QAT), global_section=section)
+
+
+def _input_keys(model_dir: str | Path) -> dict[str, Any]:
+    """img_size and channel_order as far as the model's input says them."""
+    shape = read_model(model_dir).graph.inputs[0].shape
+    keys: dict[str, Any] = {}
+    if shape is not None and len(shape) == 4:
+        if isinstance(shape[2], int) and isinstance(shape[3], int):
+            keys["img_size"] = (shape[2], shape[3])
+        if shape[1] == 1:
+            keys["channel_order"] = "grey"
+    return keys
+
+
+def _spanned(config: Config, total_images: int | None) -> Config:
+    """The cosine over total_images; said to be without effect where there is no cosine."""
+    if total_images is None:
+        return config
+    rate = config.train.learning_rate
+    if config.strategy != "qat" or not isinstance(rate, CosineAnnealingDecay):
+        log.warning("total_images is the length of a CosineAnnealingDecay, which this configuration does not have")
+        return config
+    steps = max(1, math.ceil(total_images / config.global_section.batch_size))
+    log.info("learning rate: T_max %d = %d images / batch size", steps, total_images)
+    return replace(config, train=replace(config.train, learning_rate=replace(rate, T_max=steps)))
+
+
+def _validation(section: Global) -> ImageLoader | None:
+    """The validation images; None where the data folder has none and no list is named."""
+    folder = Path(section.data_dir or "")
+    if section.val_list is None and not ((folder / "val_list.txt").is_file() or (folder / "val").is_dir()):
+        log.warning("no validation images in %s (looked for val_list.txt and val/)", folder)
+        return None
+    return validation_loader(section)
