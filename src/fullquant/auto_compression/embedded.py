@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from fullquant.config import EMBEDDED, Config, Global
+from fullquant.config import EMBEDDED, Config
 from fullquant.data.textlines import ensure_textlines
 from fullquant.errors import ModelError
 
@@ -48,10 +48,8 @@ def embedded_data(*, progress: bool = True) -> Path:
 def resolve_embedded(config: Config, *, progress: bool = True) -> Config:
     """The configuration with folders in place of `embedded`; any other configuration is returned as it is."""
     section = config.global_section
-    changed: dict[str, str] = {}
     if section.model_dir == EMBEDDED:
-        changed["model_dir"] = str(embedded_model())
+        section = replace(section, model_dir=str(embedded_model()))
     if section.data_dir == EMBEDDED:
-        changed["data_dir"] = str(embedded_data(progress=progress))
-    resolved: Global = replace(section, **changed) if changed else section
-    return replace(config, global_section=resolved)
+        section = replace(section, data_dir=str(embedded_data(progress=progress)))
+    return replace(config, global_section=section)

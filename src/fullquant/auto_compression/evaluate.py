@@ -17,6 +17,7 @@ import onnx_ir as ir
 from fullquant.auto_compression.embedded import resolve_embedded
 from fullquant.auto_compression.loaders import validation_loader
 from fullquant.config import Config, Global, load_config
+from fullquant.data import ImageLoader
 from fullquant.errors import ConfigError, EngineError, ModelError
 from fullquant.evaluation.accuracy import Predict
 from fullquant.evaluation.compare import FLOAT, ComparisonRow, compare_engines
@@ -95,7 +96,7 @@ def evaluate(
     engines: "onnxruntime", "paddle", "paddle_onednn", "openvino"; "all" stands for all that are installed and take the
         format. Paddle programs run in ONNX Runtime and OpenVINO as the graph that the readers make of them.
     optimize: the runtimes' graph optimisations; None chooses for each engine (ONNX Runtime: without and with them).
-    total_images: only the first so many validation images.
+    total_images: only so many validation images, drawn at random with a fixed seed.
     reference: another model (usually the float one) that agreement and mean_kl are measured against.
 
     An engine that refuses the model is a row with its error. The stage of a row is "float" or "int8", by the file.
@@ -111,7 +112,7 @@ def evaluate(
     model = _open_model(section.model_path, section.model_filename, section.params_filename, _shape_of(section))
     plans = _plans(model, engines, optimize)
     against = None if reference is None else _open_model(Path(reference), None, None, _shape_of(section))
-    with validation_loader(section, total_images) as loader:
+    with _sampled(validation_loader(section), total_images) as loader:
         predictors = {plan.name: _predict(plan) for plan in plans}
         if against is not None:
             predictors = {FLOAT: _predict(_plan(against, "onnxruntime", False)), **predictors}
@@ -119,6 +120,14 @@ def evaluate(
         shape = loader.preprocess.shape
     measured = rows[1:] if against is not None else rows
     return [_row(model, plan, row, shape) for plan, row in zip(plans, measured, strict=True)]
+
+
+def _sampled(loader: ImageLoader, count: int | None) -> ImageLoader:
+    """`count` images from the whole list: its beginning alone may hold a few classes only."""
+    if count is None or count >= len(loader.images):
+        return loader
+    images = loader.images.sample(count, seed=0)
+    return ImageLoader(images, loader.preprocess, loader.batch_size, workers=loader.workers)
 
 
 def _shape_of(section: Global) -> Sequence[int] | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +80,9 @@ def inspect_model(
     graph = source if quantized else prepare(source)
     if quantized:
         infer_shapes(graph)
-    placement, entries, refusal, int8 = None, (), "", Counter[str]()
+    placement: PlacementSummary | None = None
+    entries: tuple[TensorEntry, ...] = ()
+    refusal, int8 = "", Counter[str]()
     if not quantized:
         try:
             placed = place(graph, target, options)
@@ -137,7 +138,7 @@ def _parameters(model: ir.Model) -> int:
         whole_number = tensor is not None and tensor.dtype not in _FLOATS
         stored = any(u.node.op_type == "DequantizeLinear" and u.idx == 0 for u in value.uses())
         if tensor is not None and name not in settings and len(tensor.shape) > 0 and (not whole_number or stored):
-            total += math.prod(int(n) for n in tensor.shape)
+            total += _product(tensor.shape) or 0
     return total
 
 
@@ -148,25 +149,23 @@ def _multiply_adds(model: ir.Model) -> int | None:
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
         first, second = node.inputs[0], node.inputs[1]
-        outputs = _elements(node.outputs[0])
-        weight = None if second is None or second.shape is None else list(second.shape)
-        if outputs is None or weight is None:
+        outputs = _product(_dims(node.outputs[0])[1:])  # the batch counts once
+        inner = _product(_dims(second)[1:] if node.op_type == "Conv" else _dims(first)[-1:])
+        if outputs is None or inner is None:
             return None
-        if node.op_type == "Conv":
-            inner = weight[1:]
-        elif first is not None and first.shape is not None:
-            inner = [first.shape[-1]]
-        else:
-            return None
-        if not all(isinstance(n, int) for n in inner):
-            return None
-        total += outputs * math.prod(int(n) for n in inner)  # type: ignore[arg-type]
+        total += outputs * inner
     return total
 
 
-def _elements(value: ir.Value) -> int | None:
-    """Elements of one image's tensor: the batch counts once."""
-    if value.shape is None:
-        return None
-    rest = list(value.shape)[1:]
-    return math.prod(int(n) for n in rest) if all(isinstance(n, int) for n in rest) else None  # type: ignore[arg-type]
+def _dims(value: ir.Value | None) -> list[object]:
+    return [None, None] if value is None or value.shape is None else list(value.shape)
+
+
+def _product(sizes: Iterable[object]) -> int | None:
+    """The product of known sizes; None where one is free."""
+    result = 1
+    for size in sizes:
+        if not isinstance(size, int):
+            return None
+        result *= size
+    return result
