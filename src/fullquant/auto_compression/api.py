@@ -67,7 +67,7 @@ class CompressionResult:
 
     @property
     def kept(self) -> str:
-        """ "PTQ" or "QAT": which of the two the files hold."""
+        """Which of the two the files hold: "PTQ" or "QAT"."""
         return self.record.kept
 
 
@@ -127,7 +127,7 @@ class AutoCompression:
         self.config = config if isinstance(config, Config) else load_config(config)
         if not self.config.quantization.onnx_format:
             raise ConfigError(
-                "onnx_format: false (for Paddle Lite before 2.13) is not written; leave it out or set true"
+                "onnx_format: false (Paddle Lite before 2.13) is not written yet; leave it out or set true"
             )
         self.files = find_model(Path(model_dir), model_filename, params_filename)
         self.model_dir, self.save_dir = Path(model_dir), Path(save_dir)
@@ -179,7 +179,7 @@ class AutoCompression:
         if self._eval_callback is not None:
             return CallbackValidation(self._eval_callback)
         log.warning(
-            "no eval_dataloader with labels and no eval_callback: the best model is chosen by agreement with the float one"
+            "no eval_dataloader with labels and no eval_callback: agreement with the float model chooses the best model"
         )
         return AgreementValidation(calibration, Simulator(teacher), probabilities=self._probabilities)
 
@@ -246,8 +246,8 @@ class AutoCompression:
         origin = self.config.train.origin_metric
         if origin is not None and abs(origin - measured) > _ORIGIN_TOLERANCE:
             raise ConfigError(
-                f"TrainConfig.origin_metric is {origin}, but the float model measures {measured:.4f}: the images, labels or "
-                "preprocessing (mean, std, img_size, resize_size, channel_order) are not those of the model"
+                f"TrainConfig.origin_metric is {origin}, but the float model measures {measured:.4f}: the images, "
+                "labels or preprocessing (mean, std, img_size, resize_size, channel_order) are not those of the model"
             )
 
     def _train(
@@ -256,12 +256,9 @@ class AutoCompression:
         batch = self._batch_size()
         plan = plan_training(self.config, self.data, batch, self.save_dir / ".checkpoint.pt", self._digest())
         self._tell_rate(batch, plan.rate_factor)
-        try:
-            plan = replace(plan, progress=self.progress)
-            return train(self.model, teacher, student, self.data, validation, self.config, plan), None
-        except TrainingError as error:
-            log.error("%s", error)
-            return None, error
+        plan = replace(plan, progress=self.progress)
+        result, error = train(self.model, teacher, student, self.data, validation, self.config, plan)
+        return (result if result.scores else None), error
 
     def _tell_rate(self, batch: int, factor: float) -> None:
         base = self.config.train.base_batch_size
@@ -269,9 +266,10 @@ class AutoCompression:
             log.info("learning rate times %.4g: batch size %d against base_batch_size %d", factor, batch, base)
         elif batch != 32:
             log.info(
-                "learning rate used as written; if it is meant for batch size 32, the linear rule would multiply it by %.4g "
-                "(set TrainConfig.base_batch_size to have that done)", batch / 32,
-            )  # fmt: skip
+                "learning rate used as written; if it is meant for batch size 32, the linear rule would multiply it by "
+                "%.4g (set TrainConfig.base_batch_size to have that done)",
+                batch / 32,
+            )
 
     def _digest(self) -> str:
         """Identifies a run: a checkpoint of other settings or another model is not resumed."""
@@ -290,7 +288,7 @@ class AutoCompression:
     ) -> list[ResultRow]:  # fmt: skip
         loader = self._verification_loader(calibration)
         shape = tuple(int(n) for n in calibration[0].shape[1:])
-        common = {"shape": shape, "probabilities": self._probabilities, "progress": self.progress}
+        common: dict[str, Any] = {"shape": shape, "probabilities": self._probabilities, "progress": self.progress}
         rows: list[ResultRow] = []
         if kept == "QAT":
             with tempfile.TemporaryDirectory(prefix="fullquant-ptq-") as folder:
@@ -318,8 +316,8 @@ class AutoCompression:
         return [p for p in (self.files.model, params) if p is not None]
 
     def _report(
-        self, final: QuantizedModel, rows: Sequence[ResultRow], files: ExportedFiles, result: QatResult | None, kept: str,
-        reason: str, seconds: Mapping[str, float],
+        self, final: QuantizedModel, rows: Sequence[ResultRow], files: ExportedFiles, result: QatResult | None,
+        kept: str, reason: str, seconds: Mapping[str, float],
     ) -> Record:  # fmt: skip
         skipped = [s.skipped for s in (self.data.source, self._eval_source) if isinstance(s, ImageLoader)]
         found = reporting.record(
@@ -348,7 +346,7 @@ def _name(path: Path | None) -> str | None:
 
 def _kept(result: QatResult | None, validation: Validation) -> tuple[str, str]:
     if result is None:
-        return "PTQ", "no training, or training stopped with an error"
+        return "PTQ", "calibration only"
     start, best = result.scores[0][1][0], result.best_score[0]
     if result.best_step == 0:
         return "PTQ", f"no training step had a better {validation.name} than the calibrated start ({start:.4f})"
@@ -366,7 +364,8 @@ def _notes(rows: Sequence[ResultRow]) -> list[str]:
         if plain.same_as_simulated - row.same_as_simulated > 0.005:
             notes.append(
                 f"{stage}: ONNX Runtime with optimisations gives another class than the file means on "
-                f"{100 * (plain.same_as_simulated - row.same_as_simulated):.1f}% of the images. On x86 processors without VNNI its "
-                "int8 kernels add two products in 16 bits, which saturates; QuantAware.reduce_range: true avoids it."
+                f"{100 * (plain.same_as_simulated - row.same_as_simulated):.1f}% of the images. On x86 processors "
+                "without VNNI its int8 kernels add two products in 16 bits, which saturates; "
+                "QuantAware.reduce_range: true avoids it."
             )
     return notes

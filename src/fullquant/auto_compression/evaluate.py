@@ -112,7 +112,7 @@ def evaluate(
     model = _open_model(section.model_path, section.model_filename, section.params_filename, _shape_of(section))
     plans = _plans(model, engines, optimize)
     against = None if reference is None else _open_model(Path(reference), None, None, _shape_of(section))
-    with _sampled(validation_loader(section), total_images) as loader:
+    with _sampled(validation_loader(section), total_images, section) as loader:
         predictors = {plan.name: _predict(plan) for plan in plans}
         if against is not None:
             predictors = {FLOAT: _predict(_plan(against, "onnxruntime", False)), **predictors}
@@ -122,12 +122,14 @@ def evaluate(
     return [_row(model, plan, row, shape) for plan, row in zip(plans, measured, strict=True)]
 
 
-def _sampled(loader: ImageLoader, count: int | None) -> ImageLoader:
+def _sampled(loader: ImageLoader, count: int | None, section: Global) -> ImageLoader:
     """`count` images from the whole list: its beginning alone may hold a few classes only."""
     if count is None or count >= len(loader.images):
         return loader
     images = loader.images.sample(count, seed=0)
-    return ImageLoader(images, loader.preprocess, loader.batch_size, workers=loader.workers)
+    return ImageLoader(
+        images, loader.preprocess, loader.batch_size, workers=loader.workers, on_bad_image=section.on_bad_image
+    )
 
 
 def _shape_of(section: Global) -> Sequence[int] | None:

@@ -29,18 +29,14 @@ class ExportedFiles:
 
 def paddle_names(model_filename: str | None, params_filename: str | None) -> tuple[str, str]:
     """File names of the Paddle pair: those of the source where they are a .pdmodel's, else inference.*."""
-    model = Path(model_filename).name if model_filename and model_filename.endswith(".pdmodel") else "inference.pdmodel"
-    stem = model.removesuffix(".pdmodel")
-    params = (
-        Path(params_filename).name
-        if params_filename and params_filename.endswith(".pdiparams")
-        else f"{stem}.pdiparams"
-    )
-    return model, params
+    model, params = Path(model_filename or "").name, Path(params_filename or "").name
+    if not model.endswith(".pdmodel"):
+        model = "inference.pdmodel"
+    return model, params if params.endswith(".pdiparams") else f"{model.removesuffix('.pdmodel')}.pdiparams"
 
 
 def check_save_dir(save_dir: Path, model_dir: Path) -> None:
-    """ConfigError where the results would land among the files of the source model: found before training, not after."""
+    """ConfigError where the results would land among the files of the source model; asked before training."""
     source = model_dir if model_dir.is_dir() else model_dir.parent
     if save_dir.resolve() == source.resolve():
         raise ConfigError(

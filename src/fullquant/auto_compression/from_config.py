@@ -12,11 +12,11 @@ from typing import Any
 
 from fullquant.auto_compression.api import AutoCompression, CompressionResult
 from fullquant.auto_compression.embedded import resolve_embedded
-from fullquant.auto_compression.loaders import train_loader, validation_loader
+from fullquant.auto_compression.loaders import images_of_split, train_loader, validation_loader
 from fullquant.config import Augment, Config, Global, load_config
 from fullquant.config.learning_rate import CosineAnnealingDecay
 from fullquant.data import ImageLoader
-from fullquant.readers import read_model
+from fullquant.readers import find_model, read_model
 
 log = logging.getLogger("fullquant")
 
@@ -56,8 +56,9 @@ def quantize(
     settings = config if isinstance(config, Config) else load_config(config)
     settings = _spanned(resolve_embedded(settings, progress=progress), total_images)
     section = settings.global_section
+    find_model(section.model_path, section.model_filename, section.params_filename)  # before any image is looked at
     with contextlib.ExitStack() as stack:
-        train = stack.enter_context(train_loader(section))
+        train = stack.enter_context(_training_images(settings))
         validation = _validation(section)
         if validation is not None:
             stack.enter_context(validation)
@@ -109,6 +110,15 @@ def _spanned(config: Config, total_images: int | None) -> Config:
     steps = max(1, math.ceil(total_images / config.global_section.batch_size))
     log.info("learning rate: T_max %d = %d images / batch size", steps, total_images)
     return replace(config, train=replace(config.train, learning_rate=replace(rate, T_max=steps)))
+
+
+def _training_images(config: Config) -> ImageLoader:
+    """Batches to train on. For calibration alone fewer images than one batch are enough."""
+    section = config.global_section
+    if config.strategy == "ptq":
+        count = len(images_of_split(section, "train"))
+        section = replace(section, batch_size=min(section.batch_size, count))
+    return train_loader(section)
 
 
 def _validation(section: Global) -> ImageLoader | None:

@@ -53,7 +53,8 @@ def _tensor(decision: Decision, params: QParams | None) -> TensorEntry:
     scale = None if params is None else np.atleast_1d(params.scale)
     return TensorEntry(
         decision.tensor, decision.kind, grid, decision.reason,
-        scale_min=None if scale is None else float(scale.min()), scale_max=None if scale is None else float(scale.max()),
+        scale_min=None if scale is None else float(scale.min()),
+        scale_max=None if scale is None else float(scale.max()),
         channels=1 if scale is None else len(scale), shares=decision.shares, fused=decision.fused,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from fullquant.calibration.correction import correct_statistics
 from fullquant.calibration.observers import observer_factory
 from fullquant.config import Config, ObserverSettings, QuantAware
 from fullquant.data.progress import ProgressBar
-from fullquant.errors import ConfigError
+from fullquant.errors import ConfigError, TrainingError
 from fullquant.evaluation.accuracy import kl_divergence
 from fullquant.numerics.qparams import QParams
 from fullquant.passes import prepare
@@ -161,17 +161,19 @@ def plan_training(config: Config, data: TrainingData, batch_size: int, checkpoin
 def train(
     model: ir.Model, teacher: GraphModule, student: GraphModule, data: TrainingData, validation: Validation,
     config: Config, plan: TrainingPlan,
-) -> QatResult:  # fmt: skip
-    """Quantization-aware training; afterwards the student holds the best state, the start included."""
+) -> tuple[QatResult, TrainingError | None]:  # fmt: skip
+    """Quantization-aware training; afterwards the student holds the best state, the start included.
+
+    An error that stops the training comes back beside the result, because the best state so far is still good.
+    """
     settings = config.train
     aware = config.quantization
     assert isinstance(aware, QuantAware)
     _clip_mode(student, aware)
     schedule = build_schedule(settings.learning_rate, total_steps=plan.steps, factor=plan.rate_factor)
     weights, vectors = weight_parameters(student)
-    optimizer = build_optimizer(
-        settings.optimizer, [{"params": weights}, {"params": vectors, "weight_decay": 0.0}], schedule.lr_at(0)
-    )
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = build_optimizer(settings.optimizer, groups, schedule.lr_at(0))
     other, terms = _teacher_and_terms(model, teacher, config)
     bar = _TrainingBar(plan.steps, student, validation.name, plan.progress)
     trainer = QatTrainer(
@@ -185,7 +187,10 @@ def train(
         checkpoint=plan.checkpoint, digest=plan.digest, progress=bar, resume=settings.resume,
     )  # fmt: skip
     with bar:
-        return trainer.run()
+        try:
+            return trainer.run(), None
+        except TrainingError as error:
+            return trainer.result, error
 
 
 # PACT's L2 regulariser on the clipping bound; Choi et al. use the weights' decay, for ImageNet 1e-4.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,13 @@ class _Engine:
 
 def verify(
     teacher: GraphModule, quantized: QuantizedModel, files: ExportedFiles, loader: Iterable[Any], *, stage: str,
-    shape: tuple[int, ...], probabilities: bool, with_float: bool, progress: bool = True,
+    shape: tuple[int, ...], probabilities: bool, with_float: bool, only: Collection[str] | None = None,
+    progress: bool = True,
 ) -> list[ResultRow]:  # fmt: skip
     """One row for the simulation and each engine; with_float adds the row of the float model in front.
 
     loader yields (images, labels); labels of -1 are not counted for top-1. shape: (C, H, W) of one image, for latency.
+    only: the engines to run, all that are installed by default.
     """
     student = quantized.student
     student.freeze()
@@ -52,7 +54,7 @@ def verify(
         engines = [
             _Engine("float", None, Simulator(teacher).predict),
             _Engine("simulated", None, Simulator(student).predict),
-            *_exported(files),
+            *_exported(files, available_engines() if only is None else only),
         ]
         rows = compare_engines(
             {_label(e): e.predict for e in engines}, loader, outputs_are_probabilities=probabilities, progress=progress
@@ -63,8 +65,7 @@ def verify(
     return [_result(stage, engine, row, shape) for engine, row in wanted if with_float or engine.name != "float"]
 
 
-def _exported(files: ExportedFiles) -> list[_Engine]:
-    installed = available_engines()
+def _exported(files: ExportedFiles, wanted: Collection[str]) -> list[_Engine]:
     plans: list[tuple[str, bool, Path | None]] = [
         ("onnxruntime", False, files.onnx), ("onnxruntime", True, files.onnx),
         ("paddle", False, files.paddle_model), ("paddle_onednn", True, files.paddle_model),
@@ -72,7 +73,7 @@ def _exported(files: ExportedFiles) -> list[_Engine]:
     ]  # fmt: skip
     engines: list[_Engine] = []
     for name, optimise, path in plans:
-        if name not in installed or path is None:
+        if name not in wanted or path is None:
             continue
         try:
             session = open_session(path, name, optimize=optimise)
@@ -110,7 +111,8 @@ def _result(stage: str, engine: _Engine, row: ComparisonRow, shape: tuple[int, .
     return ResultRow(
         stage, name, engine.optimised,
         top1=_known(found.top1), top1_stderr=_known(found.top1_stderr), top5=_known(found.top5),
-        agreement=_known(found.agreement), same_as_simulated=_known(row.same_as_simulated), mean_kl=_known(found.mean_kl),
+        agreement=_known(found.agreement), same_as_simulated=_known(row.same_as_simulated),
+        mean_kl=_known(found.mean_kl),
         images=found.count, file="" if engine.file is None else engine.file.name, file_bytes=size,
         latency_ms=_latency(engine.session, shape) if engine.name == "onnxruntime" and engine.optimised else None,
     )  # fmt: skip

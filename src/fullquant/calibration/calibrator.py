@@ -60,7 +60,7 @@ def _spec(decision: Decision) -> QuantSpec:
 
 
 def observed_tensors(model: ir.Model, placement: Placement) -> dict[str, str]:
-    """tensor -> the scale owner whose range it belongs to. Tensors that only repeat values of their group are left out."""
+    """tensor -> the scale owner whose range it belongs to; without tensors that only repeat values of their group."""
     producers = {str(v.name): node for node in model.graph for v in node.outputs if v.name}
     found: dict[str, str] = {}
     for decision in placement:
@@ -95,19 +95,20 @@ def calibrate_weights(model: ir.Model, placement: Placement, activations: Mappin
 
 
 def weight_scale(weight: FloatArray, spec: QuantSpec) -> FloatArray:
-    """The scale with the least squared error, per channel of spec.axis (shape (C,)) or for the whole tensor (shape ())."""
+    """The scale with the least squared error, per channel of spec.axis (shape (C,)) or per tensor (shape ())."""
     axis = spec.axis
     rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
     peak, errors = kernels.channel_errors(np.ascontiguousarray(rows), _WEIGHT_FACTORS, spec.qmin, spec.qmax)
     scale = peak * _WEIGHT_FACTORS[np.argmin(errors, axis=1)] / np.float32(spec.qmax)
     scale = np.maximum(scale, np.float32(_SMALLEST_WEIGHT_SCALE)).astype(np.float32)
-    return scale[0] if axis is None else scale
+    return np.asarray(scale[0] if axis is None else scale, np.float32)
 
 
 def bias_floors(model: ir.Model, placement: Placement, activations: Mapping[str, QParams]) -> dict[str, FloatArray]:
     """weight -> smallest weight scale with which |bias| / (scale_x * scale_w) stays within 2**30.
 
-    A channel whose weights BatchNorm folding made tiny would otherwise overflow the int32 bias (onnxruntime issue 11415).
+    A channel whose weights BatchNorm folding made tiny would otherwise overflow the int32 bias (issue 11415 of
+    onnxruntime).
     """
     floors: dict[str, FloatArray] = {}
     for node in model.graph:

@@ -123,7 +123,8 @@ class Histogram:
     def centres(self) -> npt.NDArray[np.float64]:
         """The middle of each bin."""
         bins = len(self.counts)
-        return (np.arange(bins) + 0.5) * (2 * self.reach / bins) - self.reach
+        middles: npt.NDArray[np.float64] = (np.arange(bins, dtype=np.float64) + 0.5) * (2 * self.reach / bins)
+        return middles - self.reach
 
 
 class PercentileObserver:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
 from fullquant.numerics.qparams import FloatArray, IntArray, QParams
 
+_Number = TypeVar("_Number", bound=np.generic)
 
-def _aligned(vector: npt.NDArray[np.generic], qparams: QParams, ndim: int) -> npt.NDArray[np.generic]:
+
+def _aligned(vector: npt.NDArray[_Number], qparams: QParams, ndim: int) -> npt.NDArray[_Number]:
     """Reshapes a per_channel vector (C,) so that it broadcasts along spec.axis of a tensor with `ndim` axes."""
     if qparams.spec.axis is None:
         return vector

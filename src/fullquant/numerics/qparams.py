@@ -23,7 +23,7 @@ class QuantSpec:
 
     qmin, qmax: smallest and largest integer used. int8 weights: [-127, 127]; activations: [-128, 127], the range of
         Paddle's quantize_linear and of ONNX QuantizeLinear; `reduce_range` weights: [-64, 63]; affine uint8: [0, 255].
-    symmetric: the zero point is 0 in the signed grid. A writer may store a symmetric grid as unsigned with zero point 128.
+    symmetric: the zero point is 0 in the signed grid. A writer may store the grid as unsigned with zero point 128.
     axis: None for one scale per tensor, else the axis of the tensor that has a scale per index (per_channel).
     """
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import onnx_ir as ir
 
@@ -25,8 +26,9 @@ _FULL = (-127, 127)
 
 # The names that PaddleSlim configurations use -> the ONNX operators they become here.
 _PADDLE_OP_TYPES = {
-    "conv2d": "Conv", "depthwise_conv2d": "Conv", "conv2d_transpose": "ConvTranspose", "mul": "MatMul", "matmul": "MatMul",
-    "matmul_v2": "MatMul", "elementwise_add": "Add", "elementwise_mul": "Mul", "pool2d": "", "relu": "Relu",
+    "conv2d": "Conv", "depthwise_conv2d": "Conv", "conv2d_transpose": "ConvTranspose", "mul": "MatMul",
+    "matmul": "MatMul", "matmul_v2": "MatMul", "elementwise_add": "Add",
+    "elementwise_mul": "Mul", "relu": "Relu",
 }  # fmt: skip
 _MATMUL_FAMILY = frozenset({"mul", "matmul", "matmul_v2", "linear", "fc"})
 
@@ -173,7 +175,7 @@ class _Builder:
             if role != "move" and not clamp_alone:
                 continue
             tensors = [v for v in (*node.inputs, *node.outputs) if v is not None and _is_activation(v) and _is_float(v)]
-            for first, second in zip(tensors, tensors[1:], strict=False):
+            for first, second in pairwise(tensors):
                 self._join(str(second.name), str(first.name))
 
     # ---- decisions ---------------------------------------------------------------------------------------------

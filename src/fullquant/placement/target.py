@@ -69,7 +69,7 @@ _MOVE = [
 _CLAMP = ("Relu", "Clip")
 
 _ROLES: Mapping[str, Role] = MappingProxyType(
-    {**dict.fromkeys(_COMPUTE, "compute"), **dict.fromkeys(_MOVE, "move"), **dict.fromkeys(_CLAMP, "clamp")}  # type: ignore[arg-type]
+    {**dict.fromkeys(_COMPUTE, "compute"), **dict.fromkeys(_MOVE, "move"), **dict.fromkeys(_CLAMP, "clamp")}
 )
 _FUSES = frozenset({"Conv", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div"})
 

@@ -117,8 +117,11 @@ class GraphModule(nn.Module):
 
     def quantizer(self, tensor: str) -> FakeQuantize | None:
         """The FakeQuantize of a tensor; None where it stays float or lies inside a fused kernel."""
-        found = self.quantizers[_key(tensor)] if _key(tensor) in self.quantizers else None
-        assert found is None or isinstance(found, FakeQuantize)
+        key = _key(tensor)
+        if key not in self.quantizers:
+            return None
+        found = self.quantizers[key]
+        assert isinstance(found, FakeQuantize)
         return found
 
     def _restricted(self, tensor: str) -> frozenset[str] | None:

@@ -21,7 +21,7 @@ Tensor = torch.Tensor
 
 
 def dense_view(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(dense, flat): x as it is, or a contiguous copy where it has gaps, and its one-dimensional view in memory order."""
+    """(dense, flat): x, or a contiguous copy where it has gaps, and its one-dimensional view in memory order."""
     if x.is_contiguous():
         return x, x.view(-1)
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
@@ -53,7 +53,7 @@ class _PerTensor(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         gx = torch.empty_like(x)
         scale = ctx.constants[0]
@@ -80,12 +80,13 @@ class _PerChannel(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         w, scale = ctx.saved_tensors
         shape, qlow, qhigh = ctx.constants
         gw = torch.empty_like(w)
         total = kernels.channels_backward(
-            dense_view(w)[1].view(shape).numpy(), _like(g, w).view(shape).numpy(), dense_view(gw)[1].view(shape).numpy(),
+            dense_view(w)[1].view(shape).numpy(), _like(g, w).view(shape).numpy(),
+            dense_view(gw)[1].view(shape).numpy(),
             scale.numpy(), qlow, qhigh,
         )  # fmt: skip
         return gw, torch.from_numpy(total.astype(np.float32)) * scale, None, None, None
@@ -108,7 +109,7 @@ class _Round(torch.autograd.Function):
         return torch.round(x)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> Tensor:
         return g
 
 
@@ -175,7 +176,7 @@ class _Replace(torch.autograd.Function):
         return used
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         return g, None
 
 
@@ -210,7 +211,7 @@ class FakeQuantize(nn.Module):
         self.clip_only = False
         self.low, self.high = low, high
         start = torch.log(torch.from_numpy(np.array(qparams.scale, dtype=np.float32)))
-        self.log_scale = owner.log_scale if owner is not None else nn.Parameter(start)
+        self.log_scale: nn.Parameter = owner.log_scale if owner is not None else nn.Parameter(start)
         self.register_buffer("zero_point", torch.from_numpy(np.array(qparams.zero_point)))
         if qparams.spec.axis is not None and not qparams.spec.symmetric:
             raise ValueError("a per_channel grid is symmetric")
@@ -230,7 +231,7 @@ class FakeQuantize(nn.Module):
         return array
 
     def set_scale(self, scale: FloatArray) -> None:
-        """Sets the scale, shape () or (C,). What comes back from `scale` is the nearest float32 with a float32 logarithm."""
+        """Sets the scale, shape () or (C,); `scale` gives back the nearest float32 that has a float32 logarithm."""
         self.log_scale.data.copy_(torch.log(torch.from_numpy(np.array(scale, dtype=np.float32))))
 
     def qparams(self) -> QParams:

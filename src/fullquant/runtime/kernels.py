@@ -27,7 +27,8 @@ _CHUNK = 16384
 
 def set_threads(count: int) -> None:
     """Threads for all kernels; at most the number of cores numba was started with."""
-    numba.set_num_threads(max(1, min(count, numba.config.NUMBA_NUM_THREADS)))
+    limit = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    numba.set_num_threads(max(1, min(count, limit)))
 
 
 @numba.njit(parallel=True, fastmath=_FAST, cache=True)
@@ -63,7 +64,7 @@ def fake_quantize_backward(
 
     With v = clamp(x) / scale: gx = g where qlow <= v <= qhigh and low < x < high, else 0.
     d y / d scale = rint(v) - v inside, qlow below, qhigh above (LSQ, Esser et al. 2020, arXiv:1902.08153, eq. 3);
-    the part inside is multiplied by `inside`: 0 leaves the gradient of PACT's clip (Choi et al. 2018, arXiv:1805.06085).
+    the part inside is multiplied by `inside`: 0 leaves the gradient of PACT's clip (Choi et al., arXiv:1805.06085).
     """
     n = x.shape[0]
     for c in numba.prange(partial.shape[0]):
@@ -177,13 +178,15 @@ def tensor_backward(
 ) -> float:
     """Writes the gradient of x into gx and returns the gradient of scale."""
     partial = np.zeros((x.shape[0] + _CHUNK - 1) // _CHUNK)
-    fake_quantize_backward(x, g, gx, *_float32(scale, qlow, qhigh, low, high, inside), partial)
+    step, first, last, below, above, share = _float32(scale, qlow, qhigh, low, high, inside)
+    fake_quantize_backward(x, g, gx, step, first, last, below, above, share, partial)
     return float(partial.sum())
 
 
 def tensor_forward(x: Array, y: Array, scale: float, qlow: float, qhigh: float, low: float, high: float) -> None:
     """fake_quantize_forward with Python floats."""
-    fake_quantize_forward(x, y, *_float32(scale, qlow, qhigh, low, high))
+    step, first, last, below, above = _float32(scale, qlow, qhigh, low, high)
+    fake_quantize_forward(x, y, step, first, last, below, above)
 
 
 def _float32(*values: float) -> tuple[np.float32, ...]:

@@ -18,7 +18,8 @@ class Simulator:
     def __init__(self, module: GraphModule) -> None:
         self.module = module
         self.engine = "float" if module.placement is None else "simulated"
-        self.input_names, self.output_names = (module.input_name,), (module.output_name,)
+        self.input_names: tuple[str, ...] = (module.input_name,)
+        self.output_names: tuple[str, ...] = (module.output_name,)
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         """feeds: {input name: images [N, C, H, W]}; one output array."""

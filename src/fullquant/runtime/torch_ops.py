@@ -1,7 +1,7 @@
 """ONNX operator -> a function on torch tensors: one table, one builder per operator.
 
-A builder gets the node and returns `f(*tensors) -> tensor | tuple`, with every attribute and every constant shape already
-read, so that nothing but arithmetic is left for the step. Float tensors arrive in any memory format and keep it.
+A builder gets the node and returns `f(*tensors) -> tensor | tuple`, with every attribute and every constant shape
+already read: nothing but arithmetic is left for the step. Float tensors arrive in any memory format and keep it.
 Reference for every operator: the ONNX operator specification, opset 20.
 """
 
@@ -62,7 +62,7 @@ def constant_input(node: ir.Node, index: int) -> np.ndarray[Any, Any] | None:
     if value is None or value.const_value is None:
         name = None if value is None else value.name
         raise UnsupportedOperatorError(
-            f"{node.op_type} (node {node.name!r}) needs a constant for input {name!r}, which is computed from the image; "
+            f"{node.op_type} (node {node.name!r}) needs a constant for input {name!r}, computed from the image; "
             "give Global.input_shape so that it can be folded"
         )
     return value.const_value.numpy()
@@ -151,13 +151,14 @@ def _layer_norm(node: ir.Node) -> Operation:
     return layer_norm
 
 
-def _constant_operation(function: Operation) -> Builder:
+def _constant_operation(function: Any) -> Builder:
     return lambda node: function
 
 
 for _name, _function in {
     "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "MatMul": torch.matmul, "Pow": torch.pow,
-    "Relu": F.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "Exp": torch.exp, "Sqrt": torch.sqrt, "Abs": torch.abs,
+    "Relu": F.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "Exp": torch.exp, "Sqrt": torch.sqrt,
+    "Abs": torch.abs,
     "Neg": torch.neg, "Erf": torch.erf, "Log": torch.log, "Softplus": F.softplus, "Mish": F.mish, "Floor": torch.floor,
     "Identity": lambda x: x, "Where": torch.where, "Reciprocal": torch.reciprocal, "Softsign": F.softsign,
 }.items():  # fmt: skip
@@ -281,7 +282,12 @@ def _average_pool(node: ir.Node) -> Operation:
 def _reduce(node: ir.Node) -> Operation:
     axes = _ints(node, 1, "axes")
     keep = bool(attribute(node, "keepdims", 1))
-    function = {"ReduceMean": torch.mean, "ReduceSum": torch.sum, "ReduceMax": torch.amax}[node.op_type]
+    functions: dict[str, Callable[..., Tensor]] = {
+        "ReduceMean": torch.mean,
+        "ReduceSum": torch.sum,
+        "ReduceMax": torch.amax,
+    }
+    function = functions[node.op_type]
 
     def reduce(x: Tensor, *_: Tensor) -> Tensor:
         return function(x, dim=tuple(axes) if axes is not None else tuple(range(x.ndim)), keepdim=keep)
@@ -398,7 +404,7 @@ def _expand(node: ir.Node) -> Operation:
     target = _ints(node, 1) or []
 
     def expand(x: Tensor, *_: Tensor) -> Tensor:
-        return x.expand(torch.broadcast_shapes(x.shape, tuple(target)))
+        return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(target)))
 
     return expand
 

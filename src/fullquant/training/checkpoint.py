@@ -42,7 +42,8 @@ def load_checkpoint(path: Path, digest: str) -> dict[str, Any] | None:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise TrainingError(f"cannot read the checkpoint {path}: {error}; delete it to start anew") from error
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
+        raise TrainingError(f"cannot read the checkpoint {path} ({reason}); delete it to start anew") from error
     if found.get("version") != _VERSION or found.get("digest") != digest:
         return None
     state: dict[str, Any] = found["state"]

@@ -58,7 +58,7 @@ def total_loss(
         if ours.shape != theirs.shape:
             raise ConfigError(
                 f"distillation pairs {term.student_node!r} of shape {tuple(ours.shape)} with the teacher's "
-                f"{term.teacher_node!r} of shape {tuple(theirs.shape)}; choose nodes of equal shape in Distillation.node"
+                f"{term.teacher_node!r} of shape {tuple(theirs.shape)}; pair nodes of equal shape in Distillation.node"
             )
         losses.append(term.alpha * LOSSES[term.loss](ours, theirs))
     return torch.stack(losses).sum()

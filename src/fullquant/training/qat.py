@@ -115,7 +115,7 @@ class QatTrainer:
     # ---- the run -----------------------------------------------------------------------------------------------
 
     def run(self) -> QatResult:
-        """Trains to the last step, the target, or an error. TrainingError on a non-finite loss; the best state is kept."""
+        """Trains to the last step, the target, or an error; the best state is kept. TrainingError: non-finite loss."""
         epoch, position, step = self._resume()
         if step == 0 and not self.result.scores:
             self._validate(0)
@@ -157,7 +157,7 @@ class QatTrainer:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
-                f"the loss became {value} at step {step + 1} (learning rate {rate:.3g}); the best model so far is kept. "
+                f"the loss became {value} at step {step + 1} (learning rate {rate:.3g}); the best model is kept. "
                 "Lower TrainConfig.learning_rate or set TrainConfig.grad_clip"
             )
         self._decay_clips()
@@ -173,7 +173,7 @@ class QatTrainer:
         return total_loss(self.terms, student, {name: tensor.clone() for name, tensor in teacher.items()})
 
     def _decay_clips(self) -> None:
-        """d/d log(s) of decay * bound**2 / 2 is decay * bound**2, bound = s * qmax (PACT, arXiv:1805.06085, section 3)."""
+        """d/d log(s) of decay * bound**2 / 2 = decay * bound**2, bound = s * qmax (PACT, arXiv:1805.06085)."""
         if self.settings.clip_decay == 0.0:
             return
         seen: set[int] = set()

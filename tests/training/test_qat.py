@@ -1,0 +1,205 @@
+"""The training loop: it learns, keeps the best, survives being killed, and stops on nonsense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from fullquant.calibration.calibrator import calibrate_activations, calibrate_weights
+from fullquant.calibration.observers import MinMaxObserver
+from fullquant.errors import TrainingError
+from fullquant.numerics.qparams import symmetric
+from fullquant.placement.place import place
+from fullquant.runtime.executor import GraphModule
+from fullquant.training.checkpoint import load_checkpoint, save_checkpoint
+from fullquant.training.distillation import DistillationTerm
+from fullquant.training.qat import QatSettings, QatTrainer, scale_parameters, weight_parameters
+from tests.graphs import small_classifier
+
+IMAGES = np.random.default_rng(5).normal(0, 1, (64, 3, 8, 8)).astype(np.float32)
+BATCH = 8
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _pair(spoil: float = 4.0) -> tuple[GraphModule, GraphModule]:
+    """A teacher, and a student whose weights and steps are too coarse to be good."""
+    model = small_classifier()
+    placement = place(model)
+    teacher = GraphModule(model)
+    qparams = calibrate_activations(teacher, model, placement, [IMAGES], MinMaxObserver)
+    qparams.update(calibrate_weights(model, placement, qparams))
+    coarse = {name: symmetric(q.spec, q.scale * spoil) for name, q in qparams.items()}
+    return teacher, GraphModule(model, placement=placement, qparams=coarse)
+
+
+def _batches(epoch: int, start: int) -> Iterator[npt.NDArray[np.float32]]:
+    order = np.random.default_rng(epoch).permutation(len(IMAGES))
+    for k in range(start, len(IMAGES) // BATCH):
+        yield IMAGES[order[k * BATCH : (k + 1) * BATCH]]
+
+
+def _distance(teacher: GraphModule, student: GraphModule) -> float:
+    with torch.no_grad():
+        x = torch.from_numpy(IMAGES)
+        _, ours = student(x, keep=["logits"])
+        _, theirs = teacher(x, keep=["logits"])
+    return float(((ours["logits"] - theirs["logits"]) ** 2).mean())
+
+
+def _trainer(
+    teacher: GraphModule,
+    student: GraphModule,
+    *,
+    steps: int = 48,
+    rate: float = 3e-3,
+    batches: Any = _batches,
+    **options: Any,
+) -> QatTrainer:  # fmt: skip
+    weights, vectors = weight_parameters(student)
+    settings = QatSettings(
+        steps=steps, eval_every=8, log_every=4, learning_rate=lambda k: rate * 0.5 * (1 + math.cos(math.pi * k / steps)),
+        scale_rate=3e-2, checkpoint_every=5, **options.pop("settings", {}),
+    )  # fmt: skip
+    return QatTrainer(
+        teacher, student, [DistillationTerm("l2", "logits", "logits")], batches,
+        torch.optim.Adam(weights + vectors, lr=rate), options.pop("evaluate", lambda s: (-_distance(teacher, s),)), settings,
+        **options,
+    )  # fmt: skip
+
+
+def test_training_brings_the_student_nearer_to_the_teacher() -> None:
+    teacher, student = _pair()
+    before = _distance(teacher, student)
+    result = _trainer(teacher, student).run()
+    assert _distance(teacher, student) < 0.5 * before
+    assert result.best_step > 0
+    assert result.steps_done == 48
+    assert _distance(teacher, student) == pytest.approx(-result.best_score[0])
+
+
+def test_scales_are_learned_and_can_be_held() -> None:
+    teacher, student = _pair()
+    start = [p.detach().clone() for p in scale_parameters(student)]
+    _trainer(teacher, student, steps=8).run()
+    assert any(not torch.equal(a, b) for a, b in zip(start, scale_parameters(student), strict=True))
+    teacher, student = _pair()
+    _trainer(teacher, student, steps=8, settings={"learn_scales": False}).run()
+    assert all(torch.equal(a, b) for a, b in zip(start, scale_parameters(student), strict=True))
+
+
+def test_pact_decay_shrinks_the_clips() -> None:
+    sums = []
+    for decay in (0.0, 10.0):
+        teacher, student = _pair()
+        _trainer(teacher, student, steps=8, rate=0.0, evaluate=_rising(), settings={"clip_decay": decay}).run()
+        sums.append(sum(float(q.log_scale.detach()) for q in student.fake_quantizers() if q.spec.axis is None))
+    assert sums[1] < sums[0]
+
+
+def _rising() -> Any:
+    """A score that grows at each call, so that the last state is kept."""
+    calls = iter(range(1000))
+    return lambda student: (float(next(calls)),)
+
+
+def test_a_worse_student_never_replaces_its_start() -> None:
+    teacher, student = _pair(spoil=1.0)
+    start = {k: v.clone() for k, v in student.state_dict().items()}
+    result = _trainer(teacher, student, steps=16, rate=0.5).run()
+    assert result.best_step == 0
+    for key, value in student.state_dict().items():
+        assert torch.equal(value, start[key])
+
+
+def test_target_metric_stops_the_run() -> None:
+    teacher, student = _pair()
+    result = _trainer(teacher, student, evaluate=_rising(), settings={"target": 2.0}).run()
+    assert result.stopped_by == "target_metric"
+    assert result.steps_done == 16
+
+
+def test_a_non_finite_loss_stops_with_the_best_state_kept() -> None:
+    teacher, student = _pair()
+
+    def poisoned(epoch: int, start: int) -> Iterator[npt.NDArray[np.float32]]:
+        for k, images in enumerate(_batches(epoch, start)):
+            yield np.full_like(images, np.nan) if epoch == 1 and k == 4 else images
+
+    trainer = _trainer(teacher, student, batches=poisoned, evaluate=_rising())
+    with pytest.raises(TrainingError, match=r"step 13 .*learning_rate"):
+        trainer.run()
+    assert trainer.result.best_step == 8
+    assert math.isfinite(_distance(teacher, student))
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path: Path) -> None:
+    teacher, straight = _pair()
+    _trainer(teacher, straight).run()
+
+    class Killed(Exception):
+        pass
+
+    def dying(epoch: int, start: int) -> Iterator[npt.NDArray[np.float32]]:
+        for k, images in enumerate(_batches(epoch, start)):
+            if epoch == 2 and start + k == 5:
+                raise Killed
+            yield images
+
+    path = tmp_path / "state.pt"
+    teacher, student = _pair()
+    with pytest.raises(Killed):
+        _trainer(teacher, student, batches=dying, checkpoint=path, digest="d").run()
+    assert path.exists()
+    _, again = _pair()
+    _trainer(teacher, again, checkpoint=path, digest="d", resume=True).run()
+    assert not path.exists()
+    for key, value in again.state_dict().items():
+        torch.testing.assert_close(value, straight.state_dict()[key], rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_other_settings_is_not_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    save_checkpoint(path, {"a": torch.ones(2)}, "mine")
+    assert load_checkpoint(path, "other") is None
+    assert load_checkpoint(tmp_path / "none.pt", "mine") is None
+    loaded = load_checkpoint(path, "mine")
+    assert loaded is not None
+    assert torch.equal(loaded["a"], torch.ones(2))
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(TrainingError, match=r"state\.pt.*delete it"):
+        load_checkpoint(path, "d")
+
+
+def test_no_training_batch_is_an_error() -> None:
+    teacher, student = _pair()
+    with pytest.raises(TrainingError, match="no batch"):
+        _trainer(teacher, student, batches=lambda epoch, start: iter(())).run()
+
+
+def test_learned_weights_reach_the_graph() -> None:
+    teacher, student = _pair()
+    model = small_classifier()
+    _trainer(teacher, student, steps=8, evaluate=_rising()).run()
+    student.store_weights(model)
+    value = model.graph.initializers["w5"].const_value
+    assert value is not None
+    np.testing.assert_array_equal(value.numpy(), student.parameter("w5").detach().numpy())
+    assert not np.array_equal(value.numpy(), teacher.parameter("w5").detach().numpy())
