@@ -391,3 +391,22 @@ def test_cache_folder(monkeypatch):
     assert embedded.cache_folder() == Path.home() / ".cache" / "fullquant"
     monkeypatch.setenv("FULLQUANT_CACHE", "/own")
     assert embedded.cache_folder() == Path("/own")
+
+
+# ---- the pages -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md", "docs/user_guide.md", "docs/python_api.md"])
+def test_pages_name_real_flags_and_files(page, monkeypatch, capsys):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    known = {"--help"}
+    for command in app.registered_commands:
+        known |= set(re.findall(r"--[a-z_-]+", fullquant(command.callback.__name__, "--help").stdout))
+    for function in (run_script, eval_script):
+        known |= set(re.findall(r"--[a-z_-]+", script(function, monkeypatch, capsys, "--help")[1]))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - known == set()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        if target != "docs/results.md":  # written with the measurements
+            assert (ROOT / page).parent.joinpath(target).exists(), target
+    for name in re.findall(r"configs/\w+\.yaml", text):
+        assert (ROOT / name).is_file(), name
