@@ -177,7 +177,8 @@ class TestQuantization:
         assert section.op_types is None
         assert section.weight_granularity == "per_channel"
         assert section.target_for() == "paddle_lite"
-        assert section.observer == ObserverSettings("moving_average", 512, 0.9999, 0.9)
+        assert section.observer == ObserverSettings("auto", 512, 0.9999, 0.9, "moving_average")
+        assert section.observer.candidates == ("moving_average", "min_max", "percentile", "mse")
 
     def test_literal_operators(self) -> None:
         section = QuantAware.from_mapping({"is_full_quantize": False, "quantize_op_types": ["conv2d", "Gemm"]})
@@ -198,15 +199,19 @@ class TestQuantization:
         [("abs_max", "min_max"), ("range_abs_max", "min_max"), ("moving_average_abs_max", "moving_average")],
     )
     def test_activation_type_is_an_observer(self, kind: str, observer: str) -> None:
-        section = QuantAware.from_mapping({"activation_quantize_type": kind, "moving_rate": 0.5})
-        assert section.observer == ObserverSettings(observer, 512, 0.9999, 0.5)  # type: ignore[arg-type]
+        settings = {"activation_quantize_type": kind, "moving_rate": 0.5}
+        assert QuantAware.from_mapping(settings).observer.candidates[0] == observer
+        alone = QuantAware.from_mapping({**settings, "calibration": {"observer": None}}).observer
+        assert alone == ObserverSettings(observer, 512, 0.9999, 0.5, observer)  # type: ignore[arg-type]
+        assert alone.candidates == (observer,)
 
     def test_calibration_beats_the_activation_type(self) -> None:
         section = QuantAware(calibration=Calibration("percentile", 64, 0.99), activation_quantize_type="abs_max")
-        assert section.observer == ObserverSettings("percentile", 64, 0.99, 0.9)
+        assert section.observer == ObserverSettings("percentile", 64, 0.99, 0.9, "min_max")
 
     @pytest.mark.parametrize(
-        ("algo", "observer"), [("hist", "percentile"), ("mse", "mse"), ("abs_max", "min_max"), ("min_max", "min_max")]
+        ("algo", "observer"),
+        [("hist", "percentile"), ("mse", "mse"), ("abs_max", "min_max"), ("min_max", "min_max"), ("auto", "auto")],
     )
     def test_algorithms(self, algo: str, observer: str) -> None:
         section = QuantPost.from_mapping({"algo": algo, "batch_size": 8, "batch_nums": 4, "hist_percent": 0.99})

@@ -60,25 +60,29 @@ def _distance(teacher: GraphModule, student: GraphModule) -> float:
     return float(((ours["logits"] - theirs["logits"]) ** 2).mean())
 
 
-def _trainer(
-    teacher: GraphModule,
-    student: GraphModule,
-    *,
-    steps: int = 48,
-    rate: float = 3e-3,
-    batches: Any = _batches,
-    **options: Any,
-) -> QatTrainer:  # fmt: skip
-    weights, vectors = weight_parameters(student)
+def _trainer(teacher: GraphModule, student: GraphModule, **options: Any) -> QatTrainer:
+    """steps, rate, batches, evaluate, settings (of QatSettings) and what QatTrainer itself takes."""
+    steps, rate = options.pop("steps", 48), options.pop("rate", 3e-3)
     settings = QatSettings(
-        steps=steps, eval_every=8, log_every=4, learning_rate=lambda k: rate * 0.5 * (1 + math.cos(math.pi * k / steps)),
-        scale_rate=3e-2, checkpoint_every=5, **options.pop("settings", {}),
-    )  # fmt: skip
+        steps=steps,
+        eval_every=8,
+        log_every=4,
+        learning_rate=lambda step: rate * 0.5 * (1 + math.cos(math.pi * step / steps)),
+        scale_rate=3e-2,
+        checkpoint_every=5,
+        **options.pop("settings", {}),
+    )
+    weights, vectors = weight_parameters(student)
     return QatTrainer(
-        teacher, student, [DistillationTerm("l2", "logits", "logits")], batches,
-        torch.optim.Adam(weights + vectors, lr=rate), options.pop("evaluate", lambda s: (-_distance(teacher, s),)), settings,
+        teacher,
+        student,
+        [DistillationTerm("l2", "logits", "logits")],
+        options.pop("batches", _batches),
+        torch.optim.Adam(weights + vectors, lr=rate),
+        options.pop("evaluate", lambda module: (-_distance(teacher, module),)),
+        settings,
         **options,
-    )  # fmt: skip
+    )
 
 
 def test_training_brings_the_student_nearer_to_the_teacher() -> None:

@@ -21,7 +21,6 @@ from fullquant.auto_compression.loaders import TrainingData
 from fullquant.auto_compression.stages import (
     QuantizedModel,
     calibrated,
-    corrected,
     finished,
     placement_options,
     plan_training,
@@ -37,7 +36,7 @@ from fullquant.auto_compression.validation import (
 from fullquant.auto_compression.verification import float_latency, verify
 from fullquant.config import Config, QuantPost, load_config
 from fullquant.data import ImageLoader, as_feeds
-from fullquant.errors import ConfigError, TrainingError
+from fullquant.errors import ConfigError, ModelError, TrainingError
 from fullquant.passes import prepare
 from fullquant.placement.place import place
 from fullquant.readers import find_model, read_model
@@ -137,6 +136,7 @@ class AutoCompression:
         self.device = device
         self._names = paddle_names(str(self.files.model), None if self.files.params is None else str(self.files.params))
         self._source = read_model(model_dir, model_filename, params_filename, self._shapes(input_shapes))
+        self._refuse_quantized()
         self.model = prepare(self._source)
         self.input_name = str(self.model.graph.inputs[0].name)
         self._check_input_name()
@@ -153,6 +153,13 @@ class AutoCompression:
         if name is None:
             name = str(read_model(self.model_dir, self.files.model.name, _name(self.files.params)).graph.inputs[0].name)
         return {name: tuple(shape)}
+
+    def _refuse_quantized(self) -> None:
+        for node in self._source.graph:
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                raise ModelError(
+                    f"{self.files.model} is quantized already (it holds {node.op_type}); give the float model"
+                )
 
     def _check_input_name(self) -> None:
         wanted = self.config.global_section.input_name
@@ -209,10 +216,10 @@ class AutoCompression:
             validation = self._validation(teacher, calibration)
             self._check_origin(validation, teacher)
         with clock.stage("calibrate"):
-            student = calibrated(self.model, teacher, placement, calibration, observer, progress=self.progress).to(
-                device
-            )
-            self._correct(teacher, student, calibration)
+            student = calibrated(
+                self.model, teacher, placement, calibration, observer,
+                correct=self._corrects(), probabilities=self._probabilities, progress=self.progress,
+            )  # fmt: skip
         ptq = finished(self.model, copy.deepcopy(student))
         result, failure = None, None
         if self.config.strategy == "qat":
@@ -230,11 +237,9 @@ class AutoCompression:
             raise failure
         return CompressionResult(self.save_dir, files, record)
 
-    def _correct(self, teacher: GraphModule, student: GraphModule, calibration: Sequence[FloatArray]) -> None:
+    def _corrects(self) -> bool:
         settings = self.config.quantization
-        if isinstance(settings, QuantPost) and not settings.bias_correction:
-            return
-        log.info("%s", corrected(self.model, teacher, student, calibration, probabilities=self._probabilities))
+        return not isinstance(settings, QuantPost) or settings.bias_correction
 
     def _check_origin(self, validation: Validation, teacher: GraphModule) -> None:
         measured = (

@@ -24,7 +24,7 @@ log = logging.getLogger("fullquant")
 _PTQ: Mapping[str, Any] = {"QuantPost": {"algo": "mse", "batch_nums": 16}}
 _QAT: Mapping[str, Any] = {
     "Distillation": {"loss": "soft_label"},
-    "QuantAware": {"calibration": {"observer": "mse"}},
+    "QuantAware": {"calibration": {"observer": "auto"}},
     "TrainConfig": {
         "train_iter": 300,
         "eval_iter": 100,

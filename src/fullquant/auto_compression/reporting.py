@@ -49,7 +49,8 @@ def tensors(placement: Placement, qparams: Mapping[str, QParams]) -> tuple[Tenso
 def _tensor(decision: Decision, params: QParams | None) -> TensorEntry:
     if decision.spec is None:
         return TensorEntry(decision.tensor, decision.kind, "float32", decision.reason)
-    grid = f"int{32 if decision.kind == 'bias' else 8} [{decision.spec.qmin}, {decision.spec.qmax}]"
+    kind = "int32" if decision.kind == "bias" else "int8" if decision.spec.qmin < 0 else "uint8"
+    grid = f"{kind} [{decision.spec.qmin}, {decision.spec.qmax}]"
     scale = None if params is None else np.atleast_1d(params.scale)
     return TensorEntry(
         decision.tensor, decision.kind, grid, decision.reason,

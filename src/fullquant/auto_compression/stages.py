@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,14 @@ import onnx_ir as ir
 
 from fullquant.auto_compression.loaders import TrainingData
 from fullquant.auto_compression.validation import Validation
-from fullquant.calibration.calibrator import calibrate_activations, calibrate_weights, raise_to_bias_floors
+from fullquant.calibration.calibrator import (
+    calibrate_weights,
+    observe_activations,
+    observed_qparams,
+    raise_to_bias_floors,
+)
 from fullquant.calibration.correction import correct_statistics
-from fullquant.calibration.observers import observer_factory
+from fullquant.calibration.observers import EveryObserver
 from fullquant.config import Config, ObserverSettings, QuantAware
 from fullquant.data.progress import ProgressBar
 from fullquant.errors import ConfigError, TrainingError
@@ -38,6 +43,8 @@ FloatArray = npt.NDArray[np.float32]
 
 # Correction needs one batch in memory as a whole; means and deviations of channels are steady from here on.
 _CORRECTION_IMAGES = 128
+# Candidates of the calibration are compared on this many images.
+_COMPARED_IMAGES = 256
 
 
 @dataclass
@@ -63,58 +70,89 @@ def placement_options(config: Config) -> PlacementOptions:
     )
 
 
+@dataclass(frozen=True)
+class CalibrationData:
+    """Calibration batches, and what the float model makes of them."""
+
+    batches: Sequence[FloatArray]
+    outputs: Sequence[FloatArray]
+    probabilities: bool
+
+    def kl(self, student: GraphModule) -> float:
+        """Mean KL divergence of the student's outputs from the float model's."""
+        student.freeze()
+        try:
+            simulator = Simulator(student)
+            parts = [
+                kl_divergence(expected, simulator.predict(batch), probabilities=self.probabilities)
+                for batch, expected in zip(self.batches, self.outputs, strict=True)
+            ]
+        finally:
+            student.freeze(False)
+        return float(np.concatenate(parts).mean())
+
+
+def calibration_data(teacher: GraphModule, batches: Sequence[FloatArray], *, probabilities: bool) -> CalibrationData:
+    """The first batches, up to _COMPARED_IMAGES images, with the teacher's outputs."""
+    count, used = 0, []
+    for batch in batches:
+        if count >= _COMPARED_IMAGES:
+            break
+        used.append(batch)
+        count += len(batch)
+    return CalibrationData(used, [Simulator(teacher).predict(batch) for batch in used], probabilities)
+
+
 def calibrated(
     model: ir.Model, teacher: GraphModule, placement: Placement, batches: Sequence[FloatArray],
-    settings: ObserverSettings, *, progress: bool = True,
+    settings: ObserverSettings, *, correct: bool, probabilities: bool, progress: bool = True,
 ) -> GraphModule:  # fmt: skip
-    """The student with calibrated scales (post-training quantization without correction)."""
-    make = observer_factory(settings.name, moving_rate=settings.moving_rate, percentile=settings.percentile)
+    """The calibrated student (post-training quantization), in evaluation with the least KL divergence.
+
+    Each candidate observer makes a student, with `correct` also one with corrected channel statistics; the one whose
+    outputs on the calibration images are nearest to the teacher's is returned. One forward pass serves all observers.
+    """
+    device = next(teacher.parameters()).device
     total = sum(len(images) for images in batches)
 
-    def counted() -> Any:
+    def counted() -> Iterator[FloatArray]:
         with ProgressBar(f"calibrate ({settings.name})", total, enabled=progress) as bar:
             for images in batches:
                 yield images
                 bar.advance(len(images))
 
-    qparams = calibrate_activations(teacher, model, placement, counted(), make)
+    observers = observe_activations(
+        teacher, model, placement, counted(),
+        lambda: EveryObserver(moving_rate=settings.moving_rate, percentile=settings.percentile),
+    )  # fmt: skip
+    data = calibration_data(teacher, batches, probabilities=probabilities)
+    sample = np.concatenate(batches)[:_CORRECTION_IMAGES]
+    best: tuple[float, str, GraphModule] | None = None
+    for name in settings.candidates:
+        for found in _candidates(model, teacher, placement, observers, name, sample if correct else None, device):
+            distance = data.kl(found[1])
+            log.info("calibration with %s: KL divergence %.5f", found[0], distance)
+            if best is None or distance < best[0]:
+                best = (distance, *found)
+    assert best is not None
+    log.info("calibrated with %s", best[1])
+    return best[2]
+
+
+def _candidates(
+    model: ir.Model, teacher: GraphModule, placement: Placement, observers: Mapping[str, EveryObserver], name: str,
+    sample: FloatArray | None, device: Any,
+) -> Iterator[tuple[str, GraphModule]]:  # fmt: skip
+    """(description, student) as the observer has it and, where a sample is given, with corrected statistics."""
+    for observer in observers.values():
+        observer.choose(name)
+    qparams = observed_qparams(observers, placement)
     qparams.update(calibrate_weights(model, placement, qparams))
-    return GraphModule(model, placement=placement, qparams=qparams)
-
-
-def corrected(
-    model: ir.Model, teacher: GraphModule, student: GraphModule, batches: Sequence[FloatArray], *, probabilities: bool
-) -> str:
-    """Corrects channel statistics if that brings the outputs on the calibration images nearer to the teacher's.
-
-    Returns what was done, in words. The student is changed in place or left as it was.
-    """
-    images = np.concatenate(batches)[:_CORRECTION_IMAGES]
-    assert student.placement is not None
-    before = {key: value.clone() for key, value in student.state_dict().items()}
-    reference = [Simulator(teacher).predict(batch) for batch in batches]
-    start = _mean_kl(student, batches, reference, probabilities)
-    layers = correct_statistics(teacher, student, model, student.placement, images)
-    end = _mean_kl(student, batches, reference, probabilities)
-    if end < start:
-        return f"channel statistics of {layers} layers corrected: KL divergence {start:.5f} -> {end:.5f}"
-    student.load_state_dict(before)
-    return f"channel statistics not corrected: KL divergence would go from {start:.5f} to {end:.5f}"
-
-
-def _mean_kl(
-    student: GraphModule, batches: Sequence[FloatArray], reference: Sequence[FloatArray], probabilities: bool
-) -> float:
-    student.freeze()
-    try:
-        simulator = Simulator(student)
-        parts = [
-            kl_divergence(expected, simulator.predict(batch), probabilities=probabilities)
-            for batch, expected in zip(batches, reference, strict=True)
-        ]
-    finally:
-        student.freeze(False)
-    return float(np.concatenate(parts).mean())
+    yield name, GraphModule(model, placement=placement, qparams=qparams).to(device)
+    if sample is not None:
+        student = GraphModule(model, placement=placement, qparams=qparams).to(device)
+        correct_statistics(teacher, student, model, placement, sample)
+        yield f"{name} and corrected channel statistics", student
 
 
 def finished(model: ir.Model, student: GraphModule) -> QuantizedModel:

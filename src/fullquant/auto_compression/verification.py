@@ -104,7 +104,7 @@ def _label(engine: _Engine) -> str:
 def _result(stage: str, engine: _Engine, row: ComparisonRow, shape: tuple[int, ...]) -> ResultRow:
     stage = "float" if engine.name == "float" else stage
     size = sum(p.stat().st_size for p in _files_of(engine.file)) if engine.file is not None else None
-    name = "simulated" if engine.name == "float" else engine.name
+    name = engine.name
     if row.accuracy is None:
         return ResultRow(stage, name, engine.optimised, error=row.error)
     found = row.accuracy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,19 +24,22 @@ _WEIGHT_FACTORS = np.arange(1.0, 0.499, -0.0125, dtype=np.float32)
 _SMALLEST_WEIGHT_SCALE = 1e-12
 
 
-def calibrate_activations(
+_AnyObserver = TypeVar("_AnyObserver", bound=Observer)
+
+
+def observe_activations(
     module: GraphModule,
     model: ir.Model,
     placement: Placement,
     batches: Iterable[npt.NDArray[np.float32]],
-    make_observer: Callable[[], Observer],
-) -> dict[str, QParams]:
-    """QParams of each activation that owns a scale.
+    make_observer: Callable[[], _AnyObserver],
+) -> dict[str, _AnyObserver]:
+    """An observer for each activation that owns a scale, filled in one pass over the batches.
 
     module: the float graph. batches: images [N, C, H, W]. DataError when there is no batch at all.
     """
     owners = observed_tensors(model, placement)
-    observers: dict[str, Observer] = {owner: make_observer() for owner in set(owners.values())}
+    observers = {owner: make_observer() for owner in dict.fromkeys(owners.values())}
     device = next(iter(module.parameters())).device
 
     def tap(name: str, tensor: torch.Tensor) -> None:
@@ -50,7 +54,23 @@ def calibrate_activations(
             count += 1
     if count == 0:
         raise DataError("calibration got no images; check the data set and QuantAware.calibration_images")
+    return observers
+
+
+def observed_qparams(observers: Mapping[str, Observer], placement: Placement) -> dict[str, QParams]:
+    """What the observers say, on the grids of the placement."""
     return {owner: observer.qparams(_spec(placement[owner])) for owner, observer in observers.items()}
+
+
+def calibrate_activations(
+    module: GraphModule,
+    model: ir.Model,
+    placement: Placement,
+    batches: Iterable[npt.NDArray[np.float32]],
+    make_observer: Callable[[], Observer],
+) -> dict[str, QParams]:
+    """QParams of each activation that owns a scale; arguments and errors as observe_activations."""
+    return observed_qparams(observe_activations(module, model, placement, batches, make_observer), placement)
 
 
 def _spec(decision: Decision) -> QuantSpec:

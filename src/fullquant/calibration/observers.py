@@ -128,13 +128,16 @@ class Histogram:
 
 
 class PercentileObserver:
-    """Cuts equal shares of the values off both ends; `percentile` of 0.9999 keeps that share (hist_percent)."""
+    """Cuts equal shares of the values off both ends; `percentile` of 0.9999 keeps that share (hist_percent).
 
-    def __init__(self, percentile: float = 0.9999) -> None:
+    histogram: one that is filled by somebody else as well.
+    """
+
+    def __init__(self, percentile: float = 0.9999, histogram: Histogram | None = None) -> None:
         if not 0.5 < percentile <= 1.0:
             raise ConfigError(f"a percentile lies in (0.5, 1], not {percentile}")
         self.percentile = percentile
-        self.histogram = Histogram()
+        self.histogram = histogram or Histogram()
 
     def update(self, values: Array) -> None:
         self.histogram.update(values)
@@ -166,8 +169,8 @@ class MseObserver:
 
     candidates = np.arange(1.0, 0.099, -0.01)
 
-    def __init__(self) -> None:
-        self.histogram = Histogram()
+    def __init__(self, histogram: Histogram | None = None) -> None:
+        self.histogram = histogram or Histogram()
 
     def update(self, values: Array) -> None:
         self.histogram.update(values)
@@ -187,6 +190,33 @@ def _squared_error(values: npt.NDArray[np.float64], counts: npt.NDArray[np.float
     scale, zero_point = float(qparams.scale), int(qparams.zero_point)
     q = np.clip(np.rint(values / scale), qparams.spec.qmin - zero_point, qparams.spec.qmax - zero_point)
     return float(np.sum(counts * (q * scale - values) ** 2))
+
+
+class EveryObserver:
+    """All observers at once, from one look at the values: `choose` says which of them answers."""
+
+    def __init__(self, *, moving_rate: float = 0.9, percentile: float = 0.9999) -> None:
+        self.average, self.histogram = MovingAverageObserver(moving_rate), Histogram()
+        self.percentile = percentile
+        self.chosen = "min_max"
+
+    def update(self, values: Array) -> None:
+        self.average.update(values)
+        self.histogram.update(values)
+
+    def choose(self, name: str) -> None:
+        """The observer that `qparams` asks from now on."""
+        self.chosen = name
+
+    def qparams(self, spec: QuantSpec) -> QParams:
+        if self.chosen == "min_max":
+            return qparams_of_range(self.histogram.low, self.histogram.high, spec)
+        made: dict[str, Callable[[], Observer]] = {
+            "moving_average": lambda: self.average,
+            "percentile": lambda: PercentileObserver(self.percentile, self.histogram),
+            "mse": lambda: MseObserver(self.histogram),
+        }
+        return made[self.chosen]().qparams(spec)
 
 
 def observer_factory(name: str, *, moving_rate: float = 0.9, percentile: float = 0.9999) -> Callable[[], Observer]:

@@ -121,7 +121,11 @@ def _calibrated_only(config: Config) -> Config:
 
     aware = config.quant_aware
     if aware is None:
-        return config if config.quant_post is not None else replace(config, quant_post=QuantPost(algo="mse"))
+        return (
+            config
+            if config.quant_post is not None
+            else replace(config, quant_post=QuantPost(algo="auto", bias_correction=True))
+        )
     observer = aware.observer
     images = observer.images or 512
     post = QuantPost(
@@ -132,7 +136,8 @@ def _calibrated_only(config: Config) -> Config:
         not_quant_pattern=aware.not_quant_pattern,
         target=aware.target_for() if aware.for_tensorrt else aware.target,
         reduce_range=aware.reduce_range,
-        algo={"mse": "mse", "percentile": "hist"}.get(observer.name, "abs_max"),  # type: ignore[arg-type]
+        algo={"auto": "auto", "mse": "mse", "percentile": "hist"}.get(observer.name, "abs_max"),  # type: ignore[arg-type]
+        bias_correction=True,
         hist_percent=observer.percentile,
         batch_size=32,
         batch_nums=-(-images // 32),

@@ -10,7 +10,7 @@ from fullquant.config.settings import Fixed, Settings, nearest, require
 from fullquant.errors import ConfigError
 
 TargetName = Literal["paddle_lite", "verisilicon_timvx", "paddle_inference", "tensorrt", "onnxruntime", "openvino"]
-ObserverName = Literal["min_max", "moving_average", "percentile", "mse"]
+ObserverName = Literal["auto", "min_max", "moving_average", "percentile", "mse"]
 WeightQuantizeType = Literal["channel_wise_abs_max", "abs_max", "range_abs_max", "moving_average_abs_max"]
 ActivationQuantizeType = Literal["moving_average_abs_max", "range_abs_max", "abs_max"]
 
@@ -49,25 +49,36 @@ class ObserverSettings:
     images: how many training images are looked at, None for all.
     percentile: the share of |x| that is kept, for `percentile`.
     moving_rate: share of the old value at each batch, for `moving_average`.
+    first: the candidate of `auto` that comes before min_max, percentile and mse.
     """
 
     name: ObserverName
     images: int | None
     percentile: float
     moving_rate: float
+    first: ObserverName = "min_max"
+
+    @property
+    def candidates(self) -> tuple[ObserverName, ...]:
+        """The observers to try: the one that is named, or for `auto` all, each once."""
+        if self.name != "auto":
+            return (self.name,)
+        return tuple(dict.fromkeys((self.first, "min_max", "percentile", "mse")))
 
 
 @dataclass(frozen=True)
 class Calibration(Settings):
     """QuantAware.calibration (ours): the scales that training starts from.
 
-    observer: None takes the one that activation_quantize_type stands for.
+    observer: auto tries the one that activation_quantize_type stands for and all others, and keeps the one whose model
+        is nearest to the float one on the calibration images (KL divergence); null takes that of
+        activation_quantize_type without trying others.
     calibration_images: how many training images are looked at.
     percentile: the share of |x| that the observer `percentile` keeps.
     """
 
     SECTION: ClassVar[str] = "QuantAware.calibration"
-    observer: ObserverName | None = None
+    observer: ObserverName | None = "auto"
     calibration_images: int = 512
     percentile: float = 0.9999
 
@@ -199,10 +210,11 @@ class QuantAware(QuantizationSettings):
 
     @property
     def observer(self) -> ObserverSettings:
-        """`calibration`, with the observer of activation_quantize_type where it names none."""
-        name = self.calibration.observer or _ACTIVATION_OBSERVERS[self.activation_quantize_type]
+        """`calibration`, with the observer of activation_quantize_type where it names none, and first for `auto`."""
+        first = _ACTIVATION_OBSERVERS[self.activation_quantize_type]
+        chosen = self.calibration
         return ObserverSettings(
-            name, self.calibration.calibration_images, self.calibration.percentile, self.moving_rate
+            chosen.observer or first, chosen.calibration_images, chosen.percentile, self.moving_rate, first
         )
 
 
@@ -210,6 +222,7 @@ _NO_RECONSTRUCTION = (
     "it belongs to the reconstruction of recon_level; fullquant trains the whole model instead: use QuantAware"
 )
 _ALGORITHMS: Mapping[str, ObserverName] = {
+    "auto": "auto",
     "hist": "percentile",
     "mse": "mse",
     "abs_max": "min_max",
@@ -240,7 +253,7 @@ class QuantPost(QuantizationSettings):
     }
     batch_size: int = 32
     batch_nums: int | None = None
-    algo: Literal["hist", "mse", "abs_max", "min_max"] = "hist"
+    algo: Literal["auto", "hist", "mse", "abs_max", "min_max"] = "hist"
     hist_percent: float = 0.999
     bias_correction: bool = False
 

@@ -21,7 +21,8 @@ from fullquant.errors import ModelError
 from fullquant.numerics.qparams import QParams
 from fullquant.placement.decision import Placement
 from fullquant.runtime.fake_quantize import FakeQuantize, round_bias
-from fullquant.runtime.torch_ops import Operation, build_operation, clip_bounds
+from fullquant.runtime.torch_ops import build_operation, clip_bounds
+from fullquant.runtime.torch_rules import Operation
 
 Tensor = torch.Tensor
 Tap = Callable[[str, Tensor], Tensor | None]
