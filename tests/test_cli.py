@@ -183,7 +183,7 @@ def test_ptq_of_a_training_configuration(tmp_path, config, model):
     assert result.exit_code == 0, result.output
     written = json.loads((out / "report.json").read_text())["config"]
     assert written["quant_aware"] is None
-    assert (written["quant_post"]["algo"], written["quant_post"]["batch_nums"]) == ("abs_max", 1)
+    assert (written["quant_post"]["algo"], written["quant_post"]["batch_nums"]) == ("auto", 1)
 
 
 def test_total_images_is_the_length_of_the_cosine(tmp_path, config, monkeypatch, capsys):

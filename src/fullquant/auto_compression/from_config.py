@@ -21,7 +21,7 @@ from fullquant.readers import find_model, read_model
 log = logging.getLogger("fullquant")
 
 # Without a configuration file: the values that the shipped configurations of trained models share.
-_PTQ: Mapping[str, Any] = {"QuantPost": {"algo": "mse", "batch_nums": 16}}
+_PTQ: Mapping[str, Any] = {"QuantPost": {"algo": "auto", "bias_correction": True, "batch_nums": 16}}
 _QAT: Mapping[str, Any] = {
     "Distillation": {"loss": "soft_label"},
     "QuantAware": {"calibration": {"observer": "auto"}},

@@ -22,6 +22,7 @@ from fullquant.calibration.calibrator import (
 )
 from fullquant.calibration.correction import correct_statistics
 from fullquant.calibration.observers import EveryObserver
+from fullquant.calibration.pooled import pooled_qparams
 from fullquant.config import Config, ObserverSettings, QuantAware
 from fullquant.data.progress import ProgressBar
 from fullquant.errors import ConfigError, TrainingError
@@ -127,9 +128,14 @@ def calibrated(
     )  # fmt: skip
     data = calibration_data(teacher, batches, probabilities=probabilities)
     sample = np.concatenate(batches)[:_CORRECTION_IMAGES]
+    # An observer that the user names decides alone; `auto` knows better where a tensor is only averaged.
+    averaged = pooled_qparams(teacher, model, placement, data.batches, observers) if settings.name == "auto" else {}
     best: tuple[float, str, GraphModule] | None = None
     for name in settings.candidates:
-        for found in _candidates(model, teacher, placement, observers, name, sample if correct else None, device):
+        for observer in observers.values():
+            observer.choose(name)
+        activations = {**observed_qparams(observers, placement), **averaged}
+        for found in _candidates(model, teacher, placement, activations, name, sample if correct else None, device):
             distance = data.kl(found[1])
             log.info("calibration with %s: KL divergence %.5f", found[0], distance)
             if best is None or distance < best[0]:
@@ -140,14 +146,11 @@ def calibrated(
 
 
 def _candidates(
-    model: ir.Model, teacher: GraphModule, placement: Placement, observers: Mapping[str, EveryObserver], name: str,
+    model: ir.Model, teacher: GraphModule, placement: Placement, activations: Mapping[str, QParams], name: str,
     sample: FloatArray | None, device: Any,
 ) -> Iterator[tuple[str, GraphModule]]:  # fmt: skip
     """(description, student) as the observer has it and, where a sample is given, with corrected statistics."""
-    for observer in observers.values():
-        observer.choose(name)
-    qparams = observed_qparams(observers, placement)
-    qparams.update(calibrate_weights(model, placement, qparams))
+    qparams = {**activations, **calibrate_weights(model, placement, activations)}
     yield name, GraphModule(model, placement=placement, qparams=qparams).to(device)
     if sample is not None:
         student = GraphModule(model, placement=placement, qparams=qparams).to(device)

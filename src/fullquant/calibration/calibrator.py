@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from fullquant.placement.decision import Decision, Placement
 from fullquant.runtime import kernels
 from fullquant.runtime.executor import MOVES, GraphModule
 from fullquant.runtime.fake_quantize import dense_view
+from fullquant.runtime.torch_rules import attribute
 
 # A bias is stored as int32 in units of scale_x * scale_w; half of the range is left to the sum of products.
 _BIAS_LIMIT = float(2**30)
@@ -41,10 +43,13 @@ def observe_activations(
     owners = observed_tensors(model, placement)
     observers = {owner: make_observer() for owner in dict.fromkeys(owners.values())}
     device = next(iter(module.parameters())).device
+    bounds = telling_ranges(model, placement)
 
     def tap(name: str, tensor: torch.Tensor) -> None:
         owner = owners.get(name)
         if owner is not None:
+            if name in bounds:
+                tensor = torch.clamp(tensor, *bounds[name])
             observers[owner].update(dense_view(tensor.float())[1].cpu().numpy())
 
     count = 0
@@ -97,6 +102,38 @@ def observed_tensors(model: ir.Model, placement: Placement) -> dict[str, str]:
                 continue
         found[decision.tensor] = owner
     return found
+
+
+def telling_ranges(model: ir.Model, placement: Placement) -> dict[str, tuple[float, float]]:
+    """tensor -> the range outside which its readers cannot tell values apart.
+
+    HardSwish is 0 below -3, HardSigmoid constant outside [-beta/alpha, (1-beta)/alpha]: steps spent on values beyond
+    are wasted, and clipping there changes nothing. Only for tensors that share no scale and are no output of the model.
+    """
+    outputs = {str(v.name) for v in model.graph.outputs}
+    shared = {d.shares for d in placement if d.shares is not None and not d.fused}
+    found: dict[str, tuple[float, float]] = {}
+    for node in model.graph:
+        for value in node.outputs:
+            name = str(value.name)
+            readers = [use.node for use in value.uses()]
+            ranges = [_telling_range(reader) for reader in readers]
+            if not readers or None in ranges or name in outputs or name in shared:
+                continue
+            decision = placement.get(name)
+            if decision is not None and decision.spec is not None and decision.shares is None:
+                known = [r for r in ranges if r is not None]
+                found[name] = (min(low for low, _ in known), max(high for _, high in known))
+    return found
+
+
+def _telling_range(node: ir.Node) -> tuple[float, float] | None:
+    if node.op_type == "HardSwish":
+        return -3.0, math.inf
+    if node.op_type == "HardSigmoid":
+        alpha, beta = float(attribute(node, "alpha", 0.2)), float(attribute(node, "beta", 0.5))
+        return (-beta / alpha, (1 - beta) / alpha) if alpha > 0 else None
+    return None
 
 
 def calibrate_weights(model: ir.Model, placement: Placement, activations: Mapping[str, QParams]) -> dict[str, QParams]:

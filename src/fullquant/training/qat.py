@@ -52,7 +52,7 @@ class QatSettings:
     eval_every: int
     log_every: int
     learning_rate: Callable[[int], float]
-    scale_rate: float = 1e-3
+    scale_rate: float = 1e-2
     target: float | None = None
     checkpoint_every: int = 500
     learn_scales: bool = True
