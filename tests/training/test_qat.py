@@ -20,7 +20,7 @@ from fullquant.placement.place import place
 from fullquant.runtime.executor import GraphModule
 from fullquant.training.checkpoint import load_checkpoint, save_checkpoint
 from fullquant.training.distillation import DistillationTerm
-from fullquant.training.qat import QatSettings, QatTrainer, scale_parameters, weight_parameters
+from fullquant.training.qat import QatSettings, QatTrainer, Score, scale_parameters, weight_parameters
 from tests.graphs import small_classifier
 
 IMAGES = np.random.default_rng(5).normal(0, 1, (64, 3, 8, 8)).astype(np.float32)
@@ -79,7 +79,7 @@ def _trainer(teacher: GraphModule, student: GraphModule, **options: Any) -> QatT
         [DistillationTerm("l2", "logits", "logits")],
         options.pop("batches", _batches),
         torch.optim.Adam(weights + vectors, lr=rate),
-        options.pop("evaluate", lambda module: (-_distance(teacher, module),)),
+        options.pop("evaluate", lambda module: Score(-_distance(teacher, module))),
         settings,
         **options,
     )
@@ -92,7 +92,8 @@ def test_training_brings_the_student_nearer_to_the_teacher() -> None:
     assert _distance(teacher, student) < 0.5 * before
     assert result.best_step > 0
     assert result.steps_done == 48
-    assert _distance(teacher, student) == pytest.approx(-result.best_score[0])
+    assert result.best_score is not None
+    assert _distance(teacher, student) == pytest.approx(-result.best_score.metric)
 
 
 def test_scales_are_learned_and_can_be_held() -> None:
@@ -117,7 +118,7 @@ def test_pact_decay_shrinks_the_clips() -> None:
 def _rising() -> Any:
     """A score that grows at each call, so that the last state is kept."""
     calls = iter(range(1000))
-    return lambda student: (float(next(calls)),)
+    return lambda student: Score(float(next(calls)))
 
 
 def test_a_worse_student_never_replaces_its_start() -> None:
@@ -207,3 +208,11 @@ def test_learned_weights_reach_the_graph() -> None:
     assert value is not None
     np.testing.assert_array_equal(value.numpy(), student.parameter("w5").detach().numpy())
     assert not np.array_equal(value.numpy(), teacher.parameter("w5").detach().numpy())
+
+
+def test_the_rank_decides_and_not_the_metric() -> None:
+    teacher, student = _pair()
+    scores = iter([Score(0.9, (1.0, 5.0)), Score(0.99, (0.0, 9.0)), Score(0.8, (1.0, 6.0))])
+    result = _trainer(teacher, student, steps=16, evaluate=lambda module: next(scores)).run()
+    assert result.best_step == 16
+    assert result.best_score == Score(0.8, (1.0, 6.0))

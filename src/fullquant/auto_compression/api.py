@@ -45,7 +45,7 @@ from fullquant.report.record import Record, ResultRow, digest, file_entry, write
 from fullquant.runtime.devices import prepare_runtime
 from fullquant.runtime.executor import GraphModule
 from fullquant.runtime.simulator import Simulator
-from fullquant.training.qat import QatResult
+from fullquant.training.qat import QatResult, Score
 
 log = logging.getLogger("fullquant")
 FloatArray = npt.NDArray[np.float32]
@@ -262,8 +262,19 @@ class AutoCompression:
         plan = plan_training(self.config, self.data, batch, self.save_dir / ".checkpoint.pt", self._digest())
         self._tell_rate(batch, plan.rate_factor)
         plan = replace(plan, progress=self.progress)
+        validation.start = self._start_metric(validation, student)
         result, error = train(self.model, teacher, student, self.data, validation, self.config, plan)
         return (result if result.scores else None), error
+
+    def _start_metric(self, validation: Validation, student: GraphModule) -> float | None:
+        """The calibrated model's top-1, below which no trained state may end."""
+        if not isinstance(validation, LabelledValidation):
+            return None
+        student.freeze()
+        try:
+            return validation.metric(Simulator(student))
+        finally:
+            student.freeze(False)
 
     def _tell_rate(self, batch: int, factor: float) -> None:
         base = self.config.train.base_batch_size
@@ -352,10 +363,18 @@ def _name(path: Path | None) -> str | None:
 def _kept(result: QatResult | None, validation: Validation) -> tuple[str, str]:
     if result is None:
         return "PTQ", "calibration only"
-    start, best = result.scores[0][1][0], result.best_score[0]
-    if result.best_step == 0:
-        return "PTQ", f"no training step had a better {validation.name} than the calibrated start ({start:.4f})"
-    return "QAT", f"{validation.name} {best:.4f} at step {result.best_step}, after {start:.4f} at the calibrated start"
+    start, best = result.scores[0][1], result.best_score
+    if result.best_step == 0 or best is None:
+        return "PTQ", f"no training step was better than the calibrated start ({_numbers(start, validation)})"
+    return (
+        "QAT",
+        f"{_numbers(best, validation)} at step {result.best_step}, after {_numbers(start, validation)} calibrated",
+    )
+
+
+def _numbers(score: Score, validation: Validation) -> str:
+    agreement = "" if score.agreement is None else f", agreement {score.agreement:.4f}"
+    return f"{validation.name} {score.metric:.4f}{agreement}"
 
 
 def _notes(rows: Sequence[ResultRow]) -> list[str]:

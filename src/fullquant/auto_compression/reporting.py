@@ -68,9 +68,9 @@ def curve(result: QatResult | None) -> tuple[CurvePoint, ...]:
     for step, loss in result.losses:
         points.setdefault(step, {})["loss"] = loss
     for step, score in result.scores:
-        points.setdefault(step, {})["top1"] = float(score[0])
-        if len(score) > 1:
-            points[step]["agreement"] = float(score[1])
+        points.setdefault(step, {})["top1"] = score.metric
+        if score.agreement is not None:
+            points[step]["agreement"] = score.agreement
     return tuple(CurvePoint(step, **values) for step, values in sorted(points.items()))
 
 

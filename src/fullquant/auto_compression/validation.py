@@ -14,9 +14,9 @@ from fullquant.errors import DataError
 from fullquant.evaluation.accuracy import Accuracy, AccuracyMeter, evaluate_session, images_of
 from fullquant.runtime.sessions import Session
 from fullquant.runtime.simulator import Simulator
+from fullquant.training.qat import Score
 
 FloatArray = npt.NDArray[np.float32]
-Score = tuple[float, ...]
 
 
 class Program:
@@ -59,9 +59,13 @@ class Executor:
 
 
 class Validation(Protocol):
-    """metric(session) is the headline number; score() what checkpoints are compared by, larger is better."""
+    """metric(session) is the headline number; score() what checkpoints are compared by, larger is better.
+
+    start: the metric of the calibrated model, before training.
+    """
 
     name: str
+    start: float | None
 
     def metric(self, session: Session) -> float: ...
 
@@ -69,9 +73,15 @@ class Validation(Protocol):
 
 
 class LabelledValidation:
-    """Top-1 on labelled images, then agreement with the float model. Scores compare in that order."""
+    """Top-1 and agreement with the float model on labelled images.
+
+    A state below the top-1 of the calibrated start ranks behind all others. Above it the sum of top-1 and agreement
+    decides, then the KL divergence: two states differ in top-1 on few images, mostly by chance, and the agreement
+    tells more of what is left of the float model.
+    """
 
     name = "top-1"
+    start: float | None = None
 
     def __init__(self, loader: Any, teacher: Simulator, *, probabilities: bool, progress: bool = True) -> None:
         self.loader, self.probabilities, self.progress = loader, probabilities, progress
@@ -97,13 +107,15 @@ class LabelledValidation:
 
     def score(self, simulator: Simulator) -> Score:
         found = self.accuracy(simulator.predict, "the quantized model")
-        return (found.top1, found.agreement, -found.mean_kl)
+        kept = 1.0 if self.start is None or found.top1 >= self.start else 0.0
+        return Score(found.top1, (kept, found.top1 + found.agreement, -found.mean_kl), found.agreement)
 
 
 class CallbackValidation:
     """The user's `eval_callback(exe, program, feed_names, fetch_list)`; larger is better, as in PaddleSlim."""
 
     name = "eval_callback"
+    start: float | None = None
 
     def __init__(self, callback: Callable[..., Any]) -> None:
         self.callback = callback
@@ -117,13 +129,14 @@ class CallbackValidation:
             raise DataError(f"eval_callback must return a number, not {result!r}") from error
 
     def score(self, simulator: Simulator) -> Score:
-        return (self.metric(simulator),)
+        return Score(self.metric(simulator))
 
 
 class AgreementValidation:
     """No validation data: the share of training images with the teacher's argmax, then the KL divergence."""
 
     name = "agreement on calibration images"
+    start: float | None = None
 
     def __init__(self, batches: Sequence[FloatArray], teacher: Simulator, *, probabilities: bool) -> None:
         self.batches, self.probabilities = list(batches), probabilities
@@ -140,7 +153,7 @@ class AgreementValidation:
 
     def score(self, simulator: Simulator) -> Score:
         found = self._judge(simulator.predict)
-        return (found.agreement, -found.mean_kl)
+        return Score(found.agreement, (found.agreement, -found.mean_kl), found.agreement)
 
 
 def labelled(source: Any) -> bool:

@@ -24,7 +24,24 @@ from fullquant.runtime.executor import GraphModule
 from fullquant.training.checkpoint import load_checkpoint, save_checkpoint
 from fullquant.training.distillation import DistillationTerm, total_loss
 
-Score = tuple[float, ...]
+
+@dataclass(frozen=True)
+class Score:
+    """One validation. metric: the headline number, top-1 or the user's; what target_metric is compared with.
+
+    rank: what decides which state is better, larger first, compared from the left; the metric alone by default.
+    agreement: share of images with the float model's class, where it was measured.
+    """
+
+    metric: float
+    rank: tuple[float, ...] = ()
+    agreement: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.rank:
+            object.__setattr__(self, "rank", (self.metric,))
+
+
 Batches = Callable[[int, int], Iterator[npt.NDArray[np.float32]]]
 
 
@@ -44,8 +61,9 @@ class QatSettings:
 
     learning_rate: step -> rate of the weights; their optimizer clips gradients by itself, if asked to.
     scale_rate: rate of the log-scales at the start; it follows the schedule of the weights relative to its largest
-    value. learn_scales: whether they are trained at all. clip_decay: L2 decay of the clipping bounds, PACT's
-    regulariser. target: training stops when score[0] reaches it. checkpoint_every: steps between checkpoints.
+    value. At 1e-2 a scale can change several times over in some hundred steps, which a bad start needs.
+    learn_scales: whether they are trained at all. clip_decay: L2 decay of the clipping bounds, PACT's regulariser.
+    target: training stops when the metric of the best state reaches it. checkpoint_every: steps between checkpoints.
     """
 
     steps: int
@@ -70,7 +88,7 @@ class QatResult:
     scores: list[tuple[int, Score]] = field(default_factory=list)
     losses: list[tuple[int, float]] = field(default_factory=list)
     best_step: int = 0
-    best_score: Score = ()
+    best_score: Score | None = None
     steps_done: int = 0
     images_per_second: float = 0.0
     stopped_by: str = "the last step"
@@ -80,7 +98,7 @@ class QatTrainer:
     """Trains `student` in place; at the end it holds the best state.
 
     batches(epoch, start) yields images [N, C, H, W] of an epoch from batch `start` on.
-    evaluate(student) gives the validation score, larger is better, compared from the left.
+    evaluate(student) gives the validation score, larger is better.
     """
 
     def __init__(
@@ -217,9 +235,9 @@ class QatTrainer:
             score = self.evaluate(self.student)
         finally:
             self.student.freeze(False)
-        if any(math.isnan(part) for part in score):
+        if math.isnan(score.metric) or any(math.isnan(part) for part in score.rank):
             raise TrainingError(f"the validation score at step {step} is not a number: {score}")
-        best = not self._best or score > self.result.best_score
+        best = self.result.best_score is None or score.rank > self.result.best_score.rank
         if best:
             self.result.best_step, self.result.best_score = step, score
             self._best = {k: v.detach().clone() for k, v in self.student.state_dict().items()}
@@ -229,7 +247,7 @@ class QatTrainer:
 
     def _reached_target(self) -> bool:
         best, target = self.result.best_score, self.settings.target
-        return target is not None and bool(best) and best[0] >= target and self.result.best_step > 0
+        return target is not None and best is not None and best.metric >= target and self.result.best_step > 0
 
     def _restore_best(self) -> None:
         if self._best:
@@ -243,9 +261,9 @@ class QatTrainer:
             "student": self.student.state_dict(), "best": self._best,
             "optimizer": self.optimizer.state_dict(),
             "scale_optimizer": None if self.scale_optimizer is None else self.scale_optimizer.state_dict(),
-            "scores": [[s, list(score)] for s, score in self.result.scores],
+            "scores": [[s, score.metric, list(score.rank), score.agreement] for s, score in self.result.scores],
             "losses": [list(pair) for pair in self.result.losses],
-            "best_step": self.result.best_step, "best_score": list(self.result.best_score),
+            "best_step": self.result.best_step,
         }  # fmt: skip
 
     def _resume(self) -> tuple[int, int, int]:
@@ -258,9 +276,10 @@ class QatTrainer:
         if self.scale_optimizer is not None:
             self.scale_optimizer.load_state_dict(state["scale_optimizer"])
         self._best = state["best"]
-        self.result.scores = [(int(s), tuple(score)) for s, score in state["scores"]]
+        self.result.scores = [(int(s), Score(metric, tuple(rank), share)) for s, metric, rank, share in state["scores"]]
         self.result.losses = [(int(s), float(v)) for s, v in state["losses"]]
-        self.result.best_step, self.result.best_score = int(state["best_step"]), tuple(state["best_score"])
+        self.result.best_step = int(state["best_step"])
+        self.result.best_score = dict(self.result.scores)[self.result.best_step]
         self.result.steps_done = int(state["step"])
         if self.progress is not None:
             self.progress.resumed(self.result.steps_done)
