@@ -43,7 +43,7 @@ log = logging.getLogger("fullquant")
 FloatArray = npt.NDArray[np.float32]
 
 # Correction needs one batch in memory as a whole; means and deviations of channels are steady from here on.
-_CORRECTION_IMAGES = 128
+_CORRECTION_IMAGES = 256
 # Candidates of the calibration are compared on this many images.
 _COMPARED_IMAGES = 256
 
