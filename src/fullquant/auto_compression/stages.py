@@ -68,6 +68,7 @@ def placement_options(config: Config) -> PlacementOptions:
         skip_patterns=settings.not_quant_pattern,
         reduce_range=settings.reduce_range,
         per_channel=settings.weight_granularity == "per_channel",
+        scale_bits=settings.scale_bits or None,
     )
 
 

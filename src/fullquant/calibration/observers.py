@@ -44,7 +44,7 @@ def qparams_of_range(low: float, high: float, spec: QuantSpec) -> QParams:
         raise FullquantError(f"calibration saw values from {low} to {high}: the float model overflows on these images")
     if spec.symmetric:
         return symmetric(spec, max(-low, high, _SMALLEST_RANGE) / spec.qmax)
-    scale = np.float32(max(high - low, _SMALLEST_RANGE) / (spec.qmax - spec.qmin))
+    scale = spec.nearest_scale(max(high - low, _SMALLEST_RANGE) / (spec.qmax - spec.qmin))
     zero_point = int(np.clip(np.rint(spec.qmin - low / scale), spec.qmin, spec.qmax))
     return QParams(spec, np.asarray(scale), np.asarray(zero_point))
 

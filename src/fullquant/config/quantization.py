@@ -107,8 +107,11 @@ class QuantizationSettings(Settings):
     not_quant_pattern: tuple[str, ...] = ("skip_quant",)
     target: TargetName | None = None
     reduce_range: bool = False
+    scale_bits: int = 3
 
     def check(self) -> None:
+        if not 0 <= self.scale_bits <= 16:
+            raise ConfigError(f"{self.SECTION}.scale_bits is {self.scale_bits}; it is 0 (any scale) or 1 to 16")
         for name in self.quantize_op_types:
             # Names of ONNX operators (Conv) are for models that were read from ONNX.
             if name not in PADDLE_OP_TYPES and not name[:1].isupper():

@@ -41,6 +41,7 @@ class PlacementOptions:
     skip_patterns: nodes whose name or name scope contains one of these stay float.
     reduce_range: weights in [-64, 63], for x86 processors without VNNI.
     per_channel: one weight scale per output channel; otherwise one per tensor.
+    scale_bits: significant bits of every scale (QuantSpec.scale_bits).
     """
 
     full: bool = True
@@ -48,6 +49,7 @@ class PlacementOptions:
     skip_patterns: tuple[str, ...] = ()
     reduce_range: bool = False
     per_channel: bool = True
+    scale_bits: int | None = None
 
 
 def place(model: ir.Model, target: str = "paddle_lite", options: PlacementOptions | None = None) -> Placement:
@@ -65,6 +67,7 @@ def place(model: ir.Model, target: str = "paddle_lite", options: PlacementOption
 class _Builder:
     def __init__(self, graph: ir.Graph, target: Target, options: PlacementOptions) -> None:
         self.graph, self.target, self.options = graph, target, options
+        self.activation = replace(target.activation, scale_bits=options.scale_bits)
         self.nodes = list(graph)
         self.outputs = {str(v.name) for v in graph.outputs}
         self.skipped = {str(n.name) for n in self.nodes if self._matches(n, options.skip_patterns)}
@@ -93,7 +96,7 @@ class _Builder:
             readers = frozenset(str(u.name) for u in value.consumers() if str(u.name) in wanted)
             if readers:
                 reason = f"input of {', '.join(sorted(readers))}: in QuantAware.quantize_op_types"
-                decisions[name] = Decision(name, "activation", self.target.activation, reason, consumers=readers)
+                decisions[name] = Decision(name, "activation", self.activation, reason, consumers=readers)
             else:
                 reason = "is_full_quantize is false and no operator of quantize_op_types reads it"
                 decisions[name] = Decision(name, "activation", None, reason)
@@ -197,14 +200,14 @@ class _Builder:
             return Decision(name, "activation", None, "read only by operators that not_quant_pattern keeps float")
         consumers = live if len(live) < len({str(n.name) for n in readers}) else None
         if name in self.fused:
-            return Decision(name, "activation", self.target.activation, self.fused[name], fused=True)
+            return Decision(name, "activation", self.activation, self.fused[name], fused=True)
         if producer is None:
             reason = "the input image"
         elif name in self.outputs:
             reason = f"the output of the model, made by {producer.op_type}"
         else:
             reason = f"output of {producer.op_type}: every tensor of a fully integer model has a scale"
-        return Decision(name, "activation", self.target.activation, reason, consumers=consumers)
+        return Decision(name, "activation", self.activation, reason, consumers=consumers)
 
     def _point_to_owners(self, decisions: dict[str, Decision]) -> None:
         """The owner of a group is its first tensor, in order of computation, that a kernel really rounds."""
@@ -248,10 +251,13 @@ class _Builder:
         if (op in ("Conv", "Gemm") and index == 2) or (op == "Add" and _bias_of_add(node) is value):
             return Decision(name, "bias", INT32, f"bias of {op}: int32 at scale_x * scale_w")
         axis = _output_channel_axis(node, index, value) if self.options.per_channel else None
+        bits = self.options.scale_bits
         if op in ("Conv", "Gemm", "MatMul"):
             how = "per output channel" if axis is not None else "per tensor"
-            return Decision(name, "weight", QuantSpec(low, high, axis=axis), f"weight of {op}: int8, symmetric, {how}")
-        return Decision(name, "weight", QuantSpec(*_FULL), f"constant operand of {op}: int8, symmetric, per tensor")
+            spec = QuantSpec(low, high, axis=axis, scale_bits=bits)
+            return Decision(name, "weight", spec, f"weight of {op}: int8, symmetric, {how}")
+        spec = QuantSpec(*_FULL, scale_bits=bits)
+        return Decision(name, "weight", spec, f"constant operand of {op}: int8, symmetric, per tensor")
 
 
 def _name(node: ir.Node) -> str:

@@ -191,7 +191,7 @@ class GraphModule(nn.Module):
         source, layer = self.quantizer(owner), self.quantizer(weight)
         assert source is not None
         assert layer is not None
-        return round_bias(bias, torch.exp(source.log_scale.detach()), torch.exp(layer.log_scale.detach()))
+        return round_bias(bias, source.step(), layer.step())
 
     def _on_grid_already(self, node: ir.Node, tensor: str) -> bool:
         """True where rounding again would change nothing: data moved from tensors with the same scale."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fullquant.numerics.qparams import FloatArray, QParams, QuantSpec
+from fullquant.numerics.qparams import FloatArray, QParams, QuantSpec, shortening_slack
 from fullquant.runtime import kernels
 
 Tensor = torch.Tensor
@@ -37,16 +37,28 @@ def _like(g: Tensor, x: Tensor) -> Tensor:
     return dense_view(g)[1]
 
 
+def step_size(log_scale: Tensor, scale_bits: int | None = None) -> Tensor:
+    """exp(log_scale), shortened to `scale_bits` as `numerics.qparams.short_scale` does; same shape, no gradient."""
+    scale = torch.exp(log_scale.detach())
+    if scale_bits is None:
+        return scale
+    mantissa, exponent = torch.frexp(scale.double())
+    unit = math.ldexp(1.0, scale_bits)
+    shortened = torch.ldexp(torch.ceil(mantissa * unit * (1 - shortening_slack(scale_bits))) / unit, exponent)
+    return shortened.to(log_scale.dtype)
+
+
 class _PerTensor(torch.autograd.Function):
     """Single-pass CPU kernel; saves x only, which its producer holds anyway."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, log_scale: Tensor, qlow: float, qhigh: float, low: float, high: float, inside: float
-    ) -> Tensor:
+        ctx: Any, x: Tensor, log_scale: Tensor, scale_bits: int | None,
+        qlow: float, qhigh: float, low: float, high: float, inside: float,
+    ) -> Tensor:  # fmt: skip
         x, flat = dense_view(x)
         y = torch.empty_like(x)
-        scale = float(torch.exp(log_scale.detach()))
+        scale = float(step_size(log_scale, scale_bits))
         kernels.tensor_forward(flat.numpy(), dense_view(y)[1].numpy(), scale, qlow, qhigh, low, high)
         ctx.save_for_backward(x)
         ctx.constants = (scale, qlow, qhigh, low, high, inside)
@@ -60,17 +72,19 @@ class _PerTensor(torch.autograd.Function):
         total = kernels.tensor_backward(
             dense_view(x)[1].numpy(), _like(g, x).numpy(), dense_view(gx)[1].numpy(), *ctx.constants
         )
-        return gx, torch.tensor(total * scale, dtype=torch.float32), None, None, None, None, None
+        return gx, torch.tensor(total * scale, dtype=torch.float32), None, None, None, None, None, None
 
 
 class _PerChannel(torch.autograd.Function):
     """Weights: one scale per index of `axis`; log_scale has shape (C,)."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, log_scale: Tensor, axis: int, qlow: float, qhigh: float) -> Tensor:
+    def forward(
+        ctx: Any, w: Tensor, log_scale: Tensor, scale_bits: int | None, axis: int, qlow: float, qhigh: float
+    ) -> Tensor:
         w, flat = dense_view(w)
         shape = _channel_shape(w, axis)
-        scale = torch.exp(log_scale)
+        scale = step_size(log_scale, scale_bits)
         y = torch.empty_like(w)
         kernels.channels_forward(
             flat.view(shape).numpy(), dense_view(y)[1].view(shape).numpy(), scale.numpy(), qlow, qhigh
@@ -89,7 +103,7 @@ class _PerChannel(torch.autograd.Function):
             dense_view(gw)[1].view(shape).numpy(),
             scale.numpy(), qlow, qhigh,
         )  # fmt: skip
-        return gw, torch.from_numpy(total.astype(np.float32)) * scale, None, None, None
+        return gw, torch.from_numpy(total.astype(np.float32)) * scale, None, None, None, None
 
 
 def _channel_shape(w: Tensor, axis: int) -> tuple[int, int, int]:
@@ -122,12 +136,16 @@ def reference_fake_quantize(
     high: float = math.inf,
     *,
     clip_only: bool = False,
+    scale_bits: int | None = None,
 ) -> Tensor:
     """The same in differentiable torch operators, for every device and for the tests of the kernels.
 
     log_scale: shape () or broadcastable to x.
     """
     scale = torch.exp(log_scale)
+    if scale_bits is not None:
+        # The gradient is that of the shortened scale as a multiple of the learned one.
+        scale = scale * (step_size(log_scale, scale_bits) / scale.detach())
     clamped = torch.clamp(x, low, high) if math.isfinite(low) or math.isfinite(high) else x
     v = clamped / scale
     rounded: Tensor = _Round.apply(torch.clamp(v, qlow, qhigh))  # type: ignore[no-untyped-call]
@@ -147,25 +165,30 @@ def fake_quantize_tensor(
     high: float = math.inf,
     *,
     clip_only: bool = False,
+    scale_bits: int | None = None,
 ) -> Tensor:
     """Per_tensor fake-quantize of clamp(x, low, high); the fused activation is ReLU with low 0, ReLU6 with high 6.
 
     clip_only: the scale's gradient comes from clipped values alone, as in PACT (arXiv:1805.06085).
     """
     if x.device.type == "cpu" and x.dtype == torch.float32:
-        result: Tensor = _PerTensor.apply(x, log_scale, qlow, qhigh, low, high, 0.0 if clip_only else 1.0)  # type: ignore[no-untyped-call]
+        result: Tensor = _PerTensor.apply(  # type: ignore[no-untyped-call]
+            x, log_scale, scale_bits, qlow, qhigh, low, high, 0.0 if clip_only else 1.0
+        )
         return result
-    return reference_fake_quantize(x, log_scale, qlow, qhigh, low, high, clip_only=clip_only)
+    return reference_fake_quantize(x, log_scale, qlow, qhigh, low, high, clip_only=clip_only, scale_bits=scale_bits)
 
 
-def fake_quantize_channels(w: Tensor, log_scale: Tensor, axis: int, qlow: float, qhigh: float) -> Tensor:
+def fake_quantize_channels(
+    w: Tensor, log_scale: Tensor, axis: int, qlow: float, qhigh: float, *, scale_bits: int | None = None
+) -> Tensor:
     """Per_channel fake-quantize; log_scale (C,) runs along `axis`."""
     if w.device.type == "cpu" and w.dtype == torch.float32:
-        result: Tensor = _PerChannel.apply(w, log_scale, axis, qlow, qhigh)  # type: ignore[no-untyped-call]
+        result: Tensor = _PerChannel.apply(w, log_scale, scale_bits, axis, qlow, qhigh)  # type: ignore[no-untyped-call]
         return result
     shape = [1] * w.ndim
     shape[axis] = -1
-    return reference_fake_quantize(w, log_scale.view(shape), qlow, qhigh)
+    return reference_fake_quantize(w, log_scale.view(shape), qlow, qhigh, scale_bits=scale_bits)
 
 
 class _Replace(torch.autograd.Function):
@@ -221,13 +244,20 @@ class FakeQuantize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.spec.axis is None:
             return fake_quantize_tensor(
-                x, self.log_scale, self.qlow, self.qhigh, self.low, self.high, clip_only=self.clip_only
-            )
-        return fake_quantize_channels(x, self.log_scale, self.spec.axis, self.qlow, self.qhigh)
+                x, self.log_scale, self.qlow, self.qhigh, self.low, self.high,
+                clip_only=self.clip_only, scale_bits=self.spec.scale_bits,
+            )  # fmt: skip
+        return fake_quantize_channels(
+            x, self.log_scale, self.spec.axis, self.qlow, self.qhigh, scale_bits=self.spec.scale_bits
+        )
+
+    def step(self) -> Tensor:
+        """The scale in use, shape () or (C,), without gradient."""
+        return step_size(self.log_scale, self.spec.scale_bits)
 
     def scale(self) -> FloatArray:
         """The scale as float32 NumPy, shape () or (C,)."""
-        array: FloatArray = torch.exp(self.log_scale.detach()).cpu().numpy().astype(np.float32)
+        array: FloatArray = self.step().cpu().numpy().astype(np.float32)
         return array
 
     def set_scale(self, scale: FloatArray) -> None:

@@ -199,7 +199,7 @@ class QatTrainer:
             log_scale = quantizer.log_scale
             if quantizer.spec.axis is None and log_scale.grad is not None and id(log_scale) not in seen:
                 seen.add(id(log_scale))
-                bound = torch.exp(log_scale.detach()) * quantizer.spec.qmax
+                bound = quantizer.step() * quantizer.spec.qmax
                 log_scale.grad.add_(self.settings.clip_decay * bound**2)
 
     def _set_rates(self, rate: float) -> None:
