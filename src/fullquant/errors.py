@@ -32,8 +32,12 @@ class TrainingError(FullquantError):
 
 
 class ExportError(FullquantError):
-    """A model cannot be written in the format asked for."""
+    """A model cannot be written in the format asked for, or a file not at all."""
 
 
 class EngineError(FullquantError):
     """A runtime that was asked for is not installed or refuses the model."""
+
+
+class ReportError(FullquantError):
+    """A report file is missing, damaged, or of another version."""

@@ -225,3 +225,10 @@ def test_mapping_is_not_changed() -> None:
     }
     load_config(document)
     assert document["TrainConfig"]["learning_rate"] == {"type": "StepDecay", "learning_rate": 1, "step_size": 2}
+
+
+def test_a_file_in_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_bytes("Global: {data_dir: Bilder}\n".encode("utf-16"))
+    assert _message(path) == f"{path}: cannot be read: not UTF-8 (invalid start byte); save it as UTF-8"
+    assert _message(tmp_path) == f"{tmp_path}: cannot be read: Is a directory"

@@ -73,18 +73,29 @@ def _changed(mode: str, operator: str, arguments: Any) -> dict[str, Any]:
     return reader
 
 
+def _without(mode: str, operator: str, reader: dict[str, Any] = READER) -> dict[str, Any]:
+    """The reader file without one operator."""
+    reader = copy.deepcopy(reader)
+    listed = reader["DataLoader"][mode]["dataset"]["transform_ops"]
+    listed[:] = [item for item in listed if operator not in item]
+    return reader
+
+
 @pytest.mark.parametrize(
     ("reader", "message"),
     [
         (_changed("Train", "AutoAugment", {}), "no rule for 'AutoAugment'"),
         (_changed("Train", "RandFlipImage", {"flip_code": 0}), "RandFlipImage.flip_code"),
         (_changed("Train", "NormalizeImage", {"scale": 1.0}), "NormalizeImage differs between Train and Eval"),
-        (_changed("Eval", "ResizeImage", {"size": 224}), "ResizeImage.size squeezes"),
+        (_changed("Eval", "ResizeImage", {"size": "224"}), "ResizeImage.size: '224' is neither"),
+        (_changed("Eval", "ResizeImage", {}), "ResizeImage.size: None is neither"),
+        (_changed("Eval", "ResizeImage", 224), "ResizeImage: 224 is not a mapping of its arguments"),
         (
             _changed("Eval", "ResizeImage", {"resize_short": 256, "interpolation": "area"}),
             "area of cv2 has no counterpart",
         ),
-        (_changed("Eval", "CropImage", {}), "needs CropImage"),
+        (_changed("Eval", "CropImage", {}), "CropImage.size: None is neither"),
+        (_without("Eval", "CropImage"), "needs CropImage"),
         ({"DataLoader": {"Train": {}}}, "section 'Eval' is missing"),
         ({"Reader": {}}, "section 'DataLoader' is missing"),
         (
@@ -119,6 +130,45 @@ def test_without_crop_and_flip_and_with_pillow(tmp_path: Path) -> None:
     section = _read(tmp_path, reader)
     assert section.augment == Augment("none", False)
     assert (section.interpolation, section.resize_size) == ("bicubic", 240)
+
+
+def test_an_exact_size_is_resize_size(tmp_path: Path) -> None:
+    """PaddleClas writes [width, height], Global [height, width]; without a crop it is the size of the input too."""
+    squeezed = _changed("Eval", "ResizeImage", {"size": [320, 256]})
+    section = _read(tmp_path, squeezed)
+    assert (section.img_size, section.resize_size) == ((224, 224), (256, 320))
+    section = _read(tmp_path, _without("Eval", "CropImage", squeezed))
+    assert (section.img_size, section.resize_size) == ((256, 320), (256, 320))
+    section = _read(tmp_path, _changed("Eval", "ResizeImage", {"size": 256}))
+    assert section.resize_size == (256, 256)
+    section = _read(tmp_path, _changed("Eval", "ResizeImage", {"size": 256, "resize_short": 288}))
+    assert section.resize_size == 288
+
+
+def test_a_crop_of_two_sizes_and_no_resizing(tmp_path: Path) -> None:
+    section = _read(tmp_path, _changed("Eval", "CropImage", {"size": [192, 48]}))
+    assert section.img_size == (48, 192)
+    section = _read(tmp_path, _without("Eval", "ResizeImage"))
+    assert (section.img_size, section.resize_size) == ((224, 224), None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"backend": "PIL", "interpolation": "Lanczos"}, "lanczos"),
+        ({"backend": "pil"}, "bicubic"),  # Pillow's own default
+        ({"backend": "cv2"}, "bilinear_noaa"),
+    ],
+)
+def test_interpolation(tmp_path: Path, arguments: dict[str, Any], expected: str) -> None:
+    section = _read(tmp_path, _changed("Eval", "ResizeImage", {"resize_short": 256, **arguments}))
+    assert section.interpolation == expected
+
+
+def test_area_and_ratio_of_the_crop(tmp_path: Path) -> None:
+    crop = {"size": 224, "scale": [0.5, 1.0], "ratio": [0.9, 1.1]}
+    section = _read(tmp_path, _changed("Train", "RandCropImage", crop))
+    assert section.augment == Augment(area=(0.5, 1.0), ratio=(0.9, 1.1))
 
 
 def test_missing_file() -> None:

@@ -109,6 +109,23 @@ def test_a_million_lines_take_seconds(tmp_path: Path) -> None:
     assert parsed.text.nbytes + parsed.starts.nbytes + parsed.lengths.nbytes + parsed.labels.nbytes < 64e6
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_is_named(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "list.txt"
+    file.write_bytes(("\ufeffa.jpg 1\r\n").encode(encoding))
+    with pytest.raises(DataError, match=r"list\.txt is UTF-16.*save it as UTF-8"):
+        parse_list(file)
+
+
+def test_unreadable_list_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(np, "fromfile", refuse)
+    with pytest.raises(DataError, match=r"list\.txt cannot be read: Permission denied"):
+        parse_list(tmp_path / "list.txt")
+
+
 def test_empty_list_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "list.txt"
     file.write_bytes(b"\n \n")
@@ -145,6 +162,26 @@ def test_subset_and_sample(image_set: Path) -> None:
     assert images.sample(100) is images
 
 
+@settings(max_examples=60, deadline=None)
+@given(length=st.integers(1, 200), count=st.integers(1, 220), seed=st.integers(0, 5))
+def test_spread_takes_one_of_each_part(length: int, count: int, seed: int) -> None:
+    images = ImageList.from_paths("/", [f"{index}.jpg" for index in range(length)], list(range(length)))
+    chosen = images.spread(count, seed).labels.tolist()
+    assert chosen == images.spread(count, seed).labels.tolist()
+    if count >= length:
+        assert chosen == list(range(length))
+    else:
+        assert [index for index in chosen if not 0 <= index < length] == []
+        parts = [(k * length // count, (k + 1) * length // count) for k in range(count)]
+        assert [low <= index < high for index, (low, high) in zip(chosen, parts, strict=True)] == [True] * count
+
+
+def test_spread_does_not_fall_into_step_with_the_classes() -> None:
+    """Ten classes that take turns: every tenth image would be of one class."""
+    images = ImageList.from_paths("/", [str(index) for index in range(2000)], [index % 10 for index in range(2000)])
+    assert set(images.spread(200).labels.tolist()) == set(range(10))
+
+
 def test_class_folders(tmp_path: Path) -> None:
     for name in ("train/zebra/1.jpg", "train/ant/b.png", "train/ant/a.JPEG", "val/zebra/9.jpg"):
         _image(tmp_path / name)
@@ -170,6 +207,21 @@ def test_class_folders_without_train_and_val(tmp_path: Path) -> None:
     assert read_class_folders(tmp_path).classes == ("ant",)
     with pytest.raises(DataError, match="no val images"):
         find_images(tmp_path, "val")
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    _image(tmp_path / "ant/1.jpg")
+    for hidden in ("ant/._1.jpg", ".thumbnails/1.jpg", "bee/._2.jpg"):  # macOS and file browsers leave such
+        (tmp_path / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / hidden).write_bytes(b"no image")
+    images = find_images(tmp_path, "train")
+    assert (images.classes, len(images)) == (("ant",), 1)
+
+
+def test_data_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file is not a folder \(Global\.data_dir\)"):
+        find_images(tmp_path / "file", "train")
 
 
 def test_flat_folder_is_unlabelled(tmp_path: Path) -> None:

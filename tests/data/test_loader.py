@@ -167,6 +167,33 @@ def test_skipping_keeps_full_batches_full_in_training(broken_set: Path) -> None:
     assert list(ImageLoader(images.subset([6, 7]), _SMALL, 2, on_bad_image="skip")) == []
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_counts_once_in_all_epochs(
+    broken_set: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = find_images(broken_set, "train")
+    with (
+        caplog.at_level(logging.WARNING),
+        ImageLoader(images, _SMALL, 5, workers=workers, on_bad_image="skip") as loader,
+    ):
+        for _ in range(3):
+            list(loader)
+        with loader.over(images.subset([5, 6, 7])) as other:
+            assert [labels.tolist() for _, labels in other] == [[images.label(5)]]
+    assert (loader.skipped, len(caplog.records)) == (3, 3)
+
+
+def test_over_reads_other_images_in_the_same_way(broken_set: Path) -> None:
+    images = find_images(broken_set, "train")
+    loader = ImageLoader(images, _SMALL, 5, augment=Augment(), shuffle=True, drop_last=True)
+    other = loader.over(images.subset([2, 0, 1]), batch_size=2)
+    batches = list(other)
+    assert [labels.tolist() for _, labels in batches] == [[images.label(2), images.label(0)], [images.label(1)]]
+    np.testing.assert_array_equal(batches[0][0][0], _SMALL.load(images.path(2)))
+    with pytest.raises(DataError, match=r"06\.jpg"):
+        list(loader.over(images.subset([6])))
+
+
 def test_many_bad_images_do_not_flood_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     images = ImageList.from_paths(tmp_path, [f"{index}.jpg" for index in range(30)])
     loader = ImageLoader(images, _SMALL, 4, on_bad_image="skip")

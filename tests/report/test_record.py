@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fullquant.errors import ExportError, ReportError
+from fullquant.report.html import write_html
 from fullquant.report.machine import machine, package_versions
 from fullquant.report.record import (
     CurvePoint,
     FileEntry,
     PlacementSummary,
     Record,
-    ReportError,
     ResultRow,
     TensorEntry,
     digest,
@@ -26,7 +27,6 @@ from fullquant.report.record import (
     from_json,
     read_record,
     to_json,
-    write_atomically,
     write_record,
 )
 
@@ -140,16 +140,35 @@ def test_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = tmp_path / "new" / "report.json"
     write_record(full_record(), path)
     assert read_record(path) == full_record()
-    assert os.stat(path).st_mode & 0o777 == 0o644
+    (tmp_path / "plain").write_text("")
+    assert os.stat(path).st_mode == os.stat(tmp_path / "plain").st_mode
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, "half")
+    with pytest.raises(ExportError, match=r"cannot write .*report\.json: disk full"):
+        write_record(full_record(kept="other"), path)
     assert read_record(path) == full_record()
     assert [file.name for file in path.parent.iterdir()] == ["report.json"]
+
+
+def test_a_report_that_cannot_be_written_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(ExportError, match=r"report\.json is a folder"):
+        write_record(full_record(), tmp_path / "report.json")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match=r"cannot write .*file: "):
+        write_html(full_record(), tmp_path / "file" / "report.html")
+
+
+def test_report_error_is_one_of_the_errors() -> None:
+    from fullquant import errors, report
+    from fullquant.report import record
+
+    assert errors.ReportError.__module__ == "fullquant.errors"
+    assert report.ReportError is errors.ReportError
+    assert vars(record)["ReportError"] is errors.ReportError
 
 
 def test_digest_is_of_the_meaning() -> None:

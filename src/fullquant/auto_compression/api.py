@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fullquant.auto_compression import reporting
-from fullquant.auto_compression.exporting import ExportedFiles, check_save_dir, export, paddle_names
-from fullquant.auto_compression.loaders import TrainingData
+from fullquant.auto_compression.exporting import ExportedFiles, check_save_dir, export, make_save_dir, paddle_names
+from fullquant.auto_compression.loaders import TrainingData, check_images, check_labels, free_or_fixed
 from fullquant.auto_compression.stages import (
     QuantizedModel,
     calibrated,
@@ -140,8 +140,11 @@ class AutoCompression:
         self.model = prepare(self._source)
         self.input_name = str(self.model.graph.inputs[0].name)
         self._check_input_name()
-        self.data = TrainingData(train_dataloader, self.input_name)
+        self._find_teacher()
+        self._image = (free_or_fixed(self.model.graph.inputs[0]) or ())[1:] or None
+        self.data = TrainingData(train_dataloader, self.input_name, self._image)
         self._eval_callback, self._eval_source = eval_callback, eval_dataloader
+        self._check_loaders()
 
     # ---- set-up ------------------------------------------------------------------------------------------------
 
@@ -167,6 +170,22 @@ class AutoCompression:
             raise ConfigError(
                 f"Global.input_name is {wanted!r}; the input of {self.files.model} is {self.input_name!r}"
             )
+
+    def _find_teacher(self) -> None:
+        """Another teacher is read when training begins; a wrong name is said now."""
+        settings = self.config.distillation
+        if self.config.strategy == "qat" and settings.teacher_model_dir is not None:
+            find_model(
+                Path(settings.teacher_model_dir), settings.teacher_model_filename, settings.teacher_params_filename
+            )
+
+    def _check_loaders(self) -> None:
+        for loader in (self.data.source, self._eval_source):
+            if isinstance(loader, ImageLoader):
+                check_images(loader, self._image, self.files.model)
+        if isinstance(self._eval_source, ImageLoader):
+            outputs = free_or_fixed(self.model.graph.outputs[0]) or ()
+            check_labels(self._eval_source, outputs[1] if len(outputs) > 1 else None, self.files.model)
 
     @property
     def _probabilities(self) -> bool:
@@ -196,7 +215,7 @@ class AutoCompression:
             return None
         loader = self._eval_source
         if not isinstance(loader, ImageLoader):
-            loader = _Batches(as_feeds(loader, self.input_name))
+            loader = _Batches(as_feeds(loader, self.input_name, self._image))
         return loader if labelled(loader) else None
 
     # ---- the run -----------------------------------------------------------------------------------------------
@@ -204,8 +223,10 @@ class AutoCompression:
     def compress(self) -> CompressionResult:
         """Calibrates, trains (with QuantAware), writes, and verifies what was written.
 
-        TrainingError after a non-finite loss: raised when the best model so far has been written.
+        TrainingError after a non-finite loss: raised when the best model so far has been written. ExportError where
+        nothing can be written to save_dir, before anything is done.
         """
+        make_save_dir(self.save_dir)
         clock = _Clock()
         device = prepare_runtime(self.device, seed=self.config.global_section.seed)
         placement = place(self.model, self.target, placement_options(self.config))
@@ -321,8 +342,7 @@ class AutoCompression:
         if loader is None:
             return [(images, np.full(len(images), -1, np.int64)) for images in calibration]
         if isinstance(loader, ImageLoader) and len(loader.images) > VERIFY_IMAGES:
-            images = loader.images.sample(VERIFY_IMAGES, seed=0)
-            return ImageLoader(images, loader.preprocess, loader.batch_size, workers=loader.workers)
+            return loader.over(loader.images.sample(VERIFY_IMAGES, seed=0))
         return loader
 
     def _inputs(self) -> list[Path]:

@@ -15,10 +15,9 @@ import onnx
 import onnx_ir as ir
 
 from fullquant.auto_compression.embedded import resolve_embedded
-from fullquant.auto_compression.loaders import validation_loader
+from fullquant.auto_compression.loaders import check_images, check_labels, free_or_fixed, validation_loader
 from fullquant.config import Config, Global, load_config
-from fullquant.data import ImageLoader
-from fullquant.errors import ConfigError, EngineError, ModelError
+from fullquant.errors import ConfigError, DataError, EngineError, ModelError
 from fullquant.evaluation.accuracy import Predict
 from fullquant.evaluation.compare import FLOAT, ComparisonRow, compare_engines
 from fullquant.readers import ModelFiles, find_model, read_model
@@ -37,12 +36,17 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class _Model:
-    """A model on disk. graph: what the readers made of a Paddle program; ONNX files are opened as they are."""
+    """A model on disk. graph: what the readers made of a Paddle program; ONNX files are opened as they are.
+
+    image: [C, H, W] of the input, None where free; classes: how many. None where the file does not say.
+    """
 
     files: ModelFiles
     graph: ir.Model | None
     quantized: bool
     probabilities: bool
+    image: tuple[int | None, ...] | None
+    classes: int | None
 
     @property
     def paths(self) -> list[Path]:
@@ -96,7 +100,7 @@ def evaluate(
     engines: "onnxruntime", "paddle", "paddle_onednn", "openvino"; "all" stands for all that are installed and take the
         format. Paddle programs run in ONNX Runtime and OpenVINO as the graph that the readers make of them.
     optimize: the runtimes' graph optimisations; None chooses for each engine (ONNX Runtime: without and with them).
-    total_images: only so many validation images, drawn at random with a fixed seed.
+    total_images: only so many validation images, spread evenly over their list; the same ones each time.
     reference: another model (usually the float one) that agreement and mean_kl are measured against.
 
     An engine that refuses the model is a row with its error. The stage of a row is "float" or "int8", by the file.
@@ -112,24 +116,18 @@ def evaluate(
     model = _open_model(section.model_path, section.model_filename, section.params_filename, _shape_of(section))
     plans = _plans(model, engines, optimize)
     against = None if reference is None else _open_model(Path(reference), None, None, _shape_of(section))
-    with _sampled(validation_loader(section), total_images, section) as loader:
+    with validation_loader(section, total_images) as loader:
+        check_images(loader, model.image, model.files.model)
+        check_labels(loader, model.classes, model.files.model)
         predictors = {plan.name: _predict(plan) for plan in plans}
         if against is not None:
             predictors = {FLOAT: _predict(_plan(against, "onnxruntime", False)), **predictors}
         rows = compare_engines(predictors, loader, outputs_are_probabilities=model.probabilities, progress=progress)
+        if loader.skipped == len(loader.images):
+            raise DataError(f"{loader.images.source}: none of its images can be read; see the warnings before")
         shape = loader.preprocess.shape
     measured = rows[1:] if against is not None else rows
     return [_row(model, plan, row, shape) for plan, row in zip(plans, measured, strict=True)]
-
-
-def _sampled(loader: ImageLoader, count: int | None, section: Global) -> ImageLoader:
-    """`count` images from the whole list: its beginning alone may hold a few classes only."""
-    if count is None or count >= len(loader.images):
-        return loader
-    images = loader.images.sample(count, seed=0)
-    return ImageLoader(
-        images, loader.preprocess, loader.batch_size, workers=loader.workers, on_bad_image=section.on_bad_image
-    )
 
 
 def _shape_of(section: Global) -> Sequence[int] | None:
@@ -146,8 +144,7 @@ def _open_model(
     if shape is not None:
         name = str(graph.graph.inputs[0].name)
         graph = read_model(path, model_filename, params_filename, {name: tuple(shape)})
-    operators = {node.op_type for node in graph.graph}
-    return _Model(files, graph, bool(operators & _QUANTIZERS), _ends_in_softmax(graph.graph))
+    return _Model(files, graph, *_facts(graph.graph))
 
 
 def _onnx_model(files: ModelFiles) -> _Model:
@@ -159,8 +156,21 @@ def _onnx_model(files: ModelFiles) -> _Model:
         raise ModelError(f"{files.model}: is not an ONNX model; export it again") from error
     if len(proto.graph.output) != 1:
         raise ModelError(f"{files.model}: has {len(proto.graph.output)} outputs, an image classifier has one")
-    operators = {node.op_type for node in model.graph}
-    return _Model(files, None, bool(operators & _QUANTIZERS), _ends_in_softmax(model.graph))
+    return _Model(files, None, *_facts(model.graph))
+
+
+def _facts(graph: ir.Graph) -> tuple[bool, bool, tuple[int | None, ...] | None, int | None]:
+    """(quantized, probabilities, image, classes) of _Model."""
+    operators = {node.op_type for node in graph}
+    inputs = [value for value in graph.inputs if value.name not in graph.initializers]  # old files list both
+    image = (free_or_fixed(inputs[0]) or ())[1:] if len(inputs) == 1 else ()
+    outputs = free_or_fixed(graph.outputs[0]) or ()
+    return (
+        bool(operators & _QUANTIZERS),
+        _ends_in_softmax(graph),
+        image or None,
+        outputs[1] if len(outputs) > 1 else None,
+    )
 
 
 def _ends_in_softmax(graph: ir.Graph) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from fullquant.auto_compression.stages import QuantizedModel
-from fullquant.errors import ConfigError
+from fullquant.errors import ConfigError, ExportError
 from fullquant.placement.target import find_target
 from fullquant.writers.onnx_qdq import Runtime, write_onnx
 from fullquant.writers.program_desc import write_paddle
@@ -44,6 +45,17 @@ def check_save_dir(save_dir: Path, model_dir: Path) -> None:
         )
     if save_dir.exists() and not save_dir.is_dir():
         raise ConfigError(f"save_dir {save_dir} is a file; name a folder")
+
+
+def make_save_dir(save_dir: Path) -> None:
+    """Makes the folder, and a file in it for a moment. ExportError where that fails: said before the training."""
+    try:
+        save_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=save_dir):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ExportError(f"save_dir {save_dir} cannot be written to: {reason}; name another folder") from None
 
 
 def export(quantized: QuantizedModel, folder: Path, names: tuple[str, str]) -> ExportedFiles:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from fullquant.config import Global
-from fullquant.data import Augment, ImageList, ImageLoader, Preprocess, as_feeds, find_images, read_list
+from fullquant.data import (
+    UNLABELLED,
+    Augment,
+    ImageList,
+    ImageLoader,
+    Preprocess,
+    as_feeds,
+    find_images,
+    read_folder,
+    read_list,
+)
 from fullquant.errors import ConfigError, DataError
 
 FloatArray = npt.NDArray[np.float32]
+
+_CALIBRATION_BATCH = 32
 
 
 def preprocess_of(settings: Global) -> Preprocess:
@@ -40,15 +54,53 @@ def augment_of(settings: Global) -> Augment | None:
     )
 
 
-def images_of_split(settings: Global, split: str) -> ImageList:
-    """The training ("train") or validation ("val") images of Global.data_dir. DataError says what was looked for."""
-    folder = settings.data_dir
-    if folder is None:
+def images_of_split(settings: Global, split: Literal["train", "val"]) -> ImageList:
+    """The images of Global.data_dir to train on ("train") or to validate on ("val"). DataError says what is missing.
+
+    Global.train_list and val_list, a list file or a folder, are relative to data_dir; so are the paths in a list.
+    """
+    if settings.data_dir is None:
         raise ConfigError("Global.data_dir is not given: the folder of the images")
+    folder = Path(settings.data_dir)
     name = settings.train_list if split == "train" else settings.val_list
-    if name is not None:
-        return read_list(name, root=folder)
-    return find_images(folder, "train" if split == "train" else "val")
+    if name is None:
+        return find_images(folder, split)
+    place = folder / name
+    if place.is_dir():
+        return read_folder(place, folder / (settings.train_list or "train") if split == "val" else None)
+    if not place.is_file():
+        raise DataError(f"image list {place} does not exist (Global.{split}_list, relative to Global.data_dir)")
+    return read_list(place, root=folder)
+
+
+def free_or_fixed(value: ir.Value) -> tuple[int | None, ...] | None:
+    """The shape of a graph's input or output, None where a size is free; None where the file has no shape."""
+    if value.shape is None:
+        return None
+    return tuple(size if isinstance(size, int) and size > 0 else None for size in value.shape)
+
+
+def check_images(loader: ImageLoader, image: Sequence[int | None] | None, model: str | Path) -> None:
+    """ConfigError where the images are not of the shape that the model takes: [C, H, W], None where free."""
+    shape = loader.preprocess.shape
+    if image is None:
+        return
+    if len(image) != len(shape) or any(want not in (None, size) for want, size in zip(image, shape, strict=True)):
+        shown = ["any" if size is None else size for size in image]
+        raise ConfigError(
+            f"the images become {list(shape)} (channels, height, width), but the input of {model} is {shown}; "
+            "set Global.img_size (with resize_size) and Global.channel_order"
+        )
+
+
+def check_labels(loader: ImageLoader, classes: int | None, model: str | Path) -> None:
+    """DataError where a label is beyond the model's classes, which count from 0."""
+    largest = int(loader.images.labels.max(initial=UNLABELLED))
+    if classes is not None and largest >= classes:
+        raise DataError(
+            f"{loader.images.source}: label {largest} does not fit {model}, whose {classes} classes are 0 to "
+            f"{classes - 1}; give the list that belongs to the model"
+        )
 
 
 def train_loader(settings: Global) -> ImageLoader:
@@ -60,10 +112,10 @@ def train_loader(settings: Global) -> ImageLoader:
 
 
 def validation_loader(settings: Global, total_images: int | None = None) -> ImageLoader:
-    """All validation images in order, or the first `total_images` of them."""
+    """All validation images in order, or `total_images` of them, spread evenly over the list (the same each time)."""
     images = images_of_split(settings, "val")
-    if total_images is not None and total_images < len(images):
-        images = images.subset(np.arange(total_images))
+    if total_images is not None:
+        images = images.spread(total_images)
     return ImageLoader(
         images,
         preprocess_of(settings),
@@ -74,11 +126,14 @@ def validation_loader(settings: Global, total_images: int | None = None) -> Imag
 
 
 class TrainingData:
-    """Any training data as batches of images, by epoch, from any position."""
+    """Any training data as batches of images, by epoch, from any position.
 
-    def __init__(self, source: Any, input_name: str) -> None:
+    image: what one image must look like, [C, H, W], None where free.
+    """
+
+    def __init__(self, source: Any, input_name: str, image: Sequence[int | None] | None = None) -> None:
         self.source = source
-        self.feeds = as_feeds(source, input_name)
+        self.feeds = as_feeds(source, input_name, image)
 
     def steps_per_epoch(self) -> int | None:
         """Batches of an epoch; None where the source does not know."""
@@ -115,8 +170,5 @@ class TrainingData:
         images = self.source.images
         if count is not None and count < len(images):
             images = images.sample(count, seed=0)
-        plain = ImageLoader(
-            images, self.source.preprocess, min(32, len(images)), workers=self.source.workers, on_bad_image="skip"
-        )
-        with plain:
+        with self.source.over(images, min(_CALIBRATION_BATCH, len(images))) as plain:
             yield from (batch for batch, _ in plain)

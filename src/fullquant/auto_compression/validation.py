@@ -157,6 +157,8 @@ class AgreementValidation:
 
 
 def labelled(source: Any) -> bool:
-    """Whether the first batch of (images, labels) carries a label for each image."""
-    _, labels = next(iter(source))
-    return bool((np.asarray(labels) >= 0).all())
+    """Whether the first batch of (images, labels) carries a label for each image. DataError where there is none."""
+    first = next(iter(source), None)
+    if first is None:
+        raise DataError("the validation data gives no image that can be read; see the warnings before")
+    return bool((np.asarray(first[1]) >= 0).all())

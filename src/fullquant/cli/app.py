@@ -61,9 +61,7 @@ def quantize(
             "--reduce-range/--full-range", help="Weights in [-64, 63], for x86 without VNNI.", show_default=False
         ),
     ] = None,
-    not_quant_pattern: Annotated[
-        list[str] | None, typer.Option(help="Operators with this in their name stay float; may be repeated.")
-    ] = None,
+    not_quant_pattern: opt.NotQuantPattern = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps. (default: 300)")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate. (default: 5e-5)")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --save-dir.")] = False,
@@ -139,7 +137,13 @@ def evaluate(
         str | None,
         typer.Option(metavar="MODEL", help="Another model, usually the float one, to measure the agreement with."),
     ] = None,
-    total_images: Annotated[int | None, typer.Option(min=1, help="Only so many images, a fixed random sample.")] = None,
+    total_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many images are evaluated, spread evenly over their list, the same each time. (default: all)",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The rows as JSON on stdout.")] = False,
     batch_size: opt.BatchSize = None,
     workers: opt.Workers = None,
@@ -192,9 +196,7 @@ def inspect(
         object | None,
         typer.Option("--img-size", parser=size, metavar="H[,W]", help="Height and width where they are free."),
     ] = None,
-    not_quant_pattern: Annotated[
-        list[str] | None, typer.Option(help="Operators with this in their name stay float; may be repeated.")
-    ] = None,
+    not_quant_pattern: opt.NotQuantPattern = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with its decision and reason.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON on stdout.")] = False,
 ) -> None:

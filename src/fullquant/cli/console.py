@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import time
@@ -17,6 +18,7 @@ from rich.text import Text
 from fullquant.errors import FullquantError
 
 FAILED = 1
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _WIDE = 200  # columns where the output is a file or a pipe: tables are not cut there
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "red"}
 
@@ -65,12 +67,23 @@ def output() -> Console:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """A user's mistake (FullquantError) is one line on stderr and status 1; anything else keeps its traceback."""
+    """One line on stderr and status 1 for what lies outside fullquant; a bug keeps its traceback.
+
+    Outside lie a FullquantError, and an OSError that names a file (permissions, a name that is taken) or a full disk.
+    """
     try:
         yield
     except FullquantError as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(FAILED) from None
+        message = str(error)
+    except OSError as error:
+        if error.filename is None and error.errno not in _NO_SPACE:
+            raise
+        where = "" if error.filename is None else f"{error.filename}: "
+        message = f"{where}{error.strerror}; check the name, its permissions and the free space"
+    else:
+        return
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    raise typer.Exit(FAILED)
 
 
 def list_files(console: Console, paths: Sequence[Path]) -> None:

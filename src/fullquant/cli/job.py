@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from fullquant.auto_compression import CompressionResult
-from fullquant.auto_compression.evaluate import evaluate
+from fullquant.auto_compression.evaluate import ALL, evaluate
 from fullquant.auto_compression.from_config import quantize
 from fullquant.cli.console import list_files, output
 from fullquant.config import Config
-from fullquant.errors import DataError, EngineError
+from fullquant.errors import ConfigError, DataError, EngineError
 from fullquant.report.record import ResultRow
 from fullquant.report.table import results_table
 
@@ -58,6 +58,8 @@ def evaluate_one(
     params_filename: str | None, engine: str, optimize: bool, total_images: int | None,
 ) -> float:  # fmt: skip
     """Top-1 of one model in one engine; prints what was measured. DataError where the images have no labels."""
+    if engine == ALL:
+        raise ConfigError("eval.py measures in one engine; for several side by side: fullquant evaluate --engine all")
     (row,) = evaluate(
         config, model_dir, model_filename=model_filename, params_filename=params_filename, engines=(engine,),
         optimize=optimize, total_images=total_images,

@@ -62,6 +62,18 @@ Devices = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also log what each pass does.")]
 
 
+def _not_in_every_name(patterns: list[str] | None) -> list[str] | None:
+    if patterns and not all(patterns):
+        raise typer.BadParameter("'' is part of every name; leave the option out to keep no operator float")
+    return patterns
+
+
+NotQuantPattern = Annotated[
+    list[str] | None,
+    typer.Option(help="Operators with this in their name stay float; may be repeated.", callback=_not_in_every_name),
+]
+
+
 def image_keys(values: dict[str, Any]) -> dict[str, Any]:
     """Keys of Global from options; those that were not given are left out."""
     return {key: value for key, value in values.items() if value is not None}
@@ -98,6 +110,10 @@ def with_quantization(config: Config, keys: dict[str, Any]) -> Config:
 
 def with_training(config: Config, steps: int | None, learning_rate: float | None, resume: bool) -> Config:
     """TrainConfig with the number of steps and the rate; a schedule keeps its form."""
+    if config.quant_post is not None and (resume or steps is not None or learning_rate is not None):
+        raise typer.BadParameter(
+            "--steps, --learning-rate and --resume belong to training, which --ptq (or QuantPost) does not have"
+        )
     keys: dict[str, Any] = {"resume": True} if resume else {}
     if steps is not None:
         keys.update(train_iter=steps, epochs=None, eval_iter=min(config.train.eval_iter, steps))

@@ -99,7 +99,11 @@ def eval_script(default_config: Path) -> None:
         total_images: Annotated[
             int | None,
             typer.Option(
-                "--total_images", "--total-images", min=1, help="Only so many validation images, a fixed random sample."
+                "--total_images",
+                "--total-images",
+                min=1,
+                help="How many validation images are evaluated, spread evenly over their list and the same each time. "
+                "Not given: all.",
             ),
         ] = None,
     ) -> None:

@@ -44,8 +44,10 @@ def read_document(path: str | Path) -> Mapping[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot be read: not UTF-8 ({error.reason}); save it as UTF-8") from None
     try:
         document = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:

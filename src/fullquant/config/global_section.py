@@ -46,7 +46,11 @@ class Augment(Settings):
 
 def _square(value: object, where: str) -> object:
     """One number is a square: 224 -> (224, 224), (height, width)."""
-    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, (list, tuple)):
+        return value
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{where}: {value!r} is neither an integer nor a list [height, width]")
+    return value, value
 
 
 def _augment(value: object, where: str) -> object:
@@ -105,9 +109,11 @@ class Global(Settings):
 
     def check(self) -> None:
         require(self.batch_size > 0, f"Global.batch_size: {self.batch_size} must be > 0")
+        for key in ("data_dir", "train_list", "val_list"):
+            require(getattr(self, key) != "", f"Global.{key}: '' names nothing; leave it out, or write a name")
         require(min(self.img_size) > 0, f"Global.img_size: {self.img_size} must be > 0")
         require(self.workers >= 0, f"Global.workers: {self.workers} must be >= 0")
-        require(self.seed >= 0, f"Global.seed: {self.seed} must be >= 0")
+        require(0 <= self.seed < 2**63, f"Global.seed: {self.seed} must be >= 0 and below 2^63")
         channels = 1 if self.channel_order == "grey" else 3
         for key in ("mean", "std"):
             numbers = getattr(self, key)

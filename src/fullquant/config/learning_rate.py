@@ -300,6 +300,8 @@ def read_typed(
     if "type" not in value:
         raise ConfigError(f"{where}: 'type' is missing; one of {', '.join(known)}")
     name = value["type"]
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: type {name!r} is not a name; one of {', '.join(known)}")
     if name in refused:
         raise ConfigError(f"{where}: {name} is not available: {refused[name]}")
     if name not in known:

@@ -65,7 +65,20 @@ class Momentum(OptimizerSettings):
 
 
 @dataclass(frozen=True)
-class Adam(OptimizerSettings):
+class _MomentSettings(OptimizerSettings):
+    """Base of the optimizers with moving averages: beta1 of the gradient, beta2 of its square or largest size."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    def check(self) -> None:
+        self._require_fraction("beta1", "beta2")
+        self._require_not_negative("epsilon")
+
+
+@dataclass(frozen=True)
+class Adam(_MomentSettings):
     """Adam with bias correction; `amsgrad` divides by the largest second moment so far."""
 
     SECTION: ClassVar[str] = "Adam"
@@ -75,18 +88,11 @@ class Adam(OptimizerSettings):
         "multi_precision": _FULL_PRECISION,
         "use_multi_tensor": _SPEED_ONLY,
     }
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
     amsgrad: bool = False
-
-    def check(self) -> None:
-        self._require_fraction("beta1", "beta2")
-        self._require_not_negative("epsilon")
 
 
 @dataclass(frozen=True)
-class AdamW(OptimizerSettings):
+class AdamW(_MomentSettings):
     """Adam whose weight decay acts on the parameter itself: p *= 1 - rate * weight_decay. Default decay 0.01."""
 
     SECTION: ClassVar[str] = "AdamW"
@@ -99,57 +105,33 @@ class AdamW(OptimizerSettings):
         "lr_ratio": _FUNCTION,
         "apply_decay_param_fun": _FUNCTION,
     }
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
     amsgrad: bool = False
-
-    def check(self) -> None:
-        self._require_fraction("beta1", "beta2")
-        self._require_not_negative("epsilon")
 
 
 @dataclass(frozen=True)
-class Adamax(OptimizerSettings):
+class Adamax(_MomentSettings):
     """Adam with the infinity norm in place of the second moment."""
 
     SECTION: ClassVar[str] = "Adamax"
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-
-    def check(self) -> None:
-        self._require_fraction("beta1", "beta2")
-        self._require_not_negative("epsilon")
 
 
 @dataclass(frozen=True)
-class NAdam(OptimizerSettings):
+class NAdam(_MomentSettings):
     """Adam with Nesterov momentum."""
 
     SECTION: ClassVar[str] = "NAdam"
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
     momentum_decay: float = 0.004
 
     def check(self) -> None:
-        self._require_fraction("beta1", "beta2")
-        self._require_not_negative("epsilon", "momentum_decay")
+        super().check()
+        self._require_not_negative("momentum_decay")
 
 
 @dataclass(frozen=True)
-class RAdam(OptimizerSettings):
+class RAdam(_MomentSettings):
     """Adam whose adaptive rate is held back while its variance is unknown."""
 
     SECTION: ClassVar[str] = "RAdam"
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-
-    def check(self) -> None:
-        self._require_fraction("beta1", "beta2")
-        self._require_not_negative("epsilon")
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,8 @@ class QuantizationSettings(Settings):
     def check(self) -> None:
         if not 0 <= self.scale_bits <= 16:
             raise ConfigError(f"{self.SECTION}.scale_bits is {self.scale_bits}; it is 0 (any scale) or 1 to 16")
+        if not all(self.not_quant_pattern):
+            raise ConfigError(f"{self.SECTION}.not_quant_pattern: '' is part of every name; write [] for none")
         for name in self.quantize_op_types:
             # Names of ONNX operators (Conv) are for models that were read from ONNX.
             if name not in PADDLE_OP_TYPES and not name[:1].isupper():

@@ -34,11 +34,7 @@ def read_reader_file(path: str, where: str) -> dict[str, object]:
         train_operators = _operators(train, _TRAIN_OPERATORS)
         operators = _operators(evaluation, _EVAL_OPERATORS)
         keys: dict[str, object] = {**_lists(train, evaluation), **_image_keys(operators)}
-        flip = train_operators.get("RandFlipImage")
-        keys["augment"] = {
-            "crop": "random_resized" if "RandCropImage" in train_operators else "none",
-            "flip": flip is not None and _horizontal(flip),
-        }
+        keys["augment"] = _augment(train_operators)
         _check_same_normalization(train_operators, operators)
         workers = _part(train, "loader", optional=True).get("num_workers")
         return keys if workers is None else {**keys, "workers": workers}
@@ -65,6 +61,8 @@ def _operators(mode: Mapping[str, Any], known: Sequence[str]) -> dict[str, Mappi
         if not isinstance(item, Mapping) or len(item) != 1:
             raise ConfigError(f"transform_ops: {item!r} is not one operator with its arguments")
         ((name, arguments),) = item.items()
+        if arguments is not None and not isinstance(arguments, Mapping):
+            raise ConfigError(f"transform_ops: {name}: {arguments!r} is not a mapping of its arguments")
         if name not in known:
             raise ConfigError(
                 f"transform_ops: no rule for {name!r} (known: {', '.join(known)}); write its effect in Global"
@@ -94,16 +92,9 @@ def _image_keys(operators: Mapping[str, Mapping[str, Any]]) -> dict[str, object]
     keys: dict[str, object] = {}
     decode = operators.get("DecodeImage", {})
     keys["channel_order"] = "rgb" if decode.get("to_rgb", True) else "bgr"
-    resize, crop = operators.get("ResizeImage", {}), operators.get("CropImage", {})
-    if "size" in resize:
-        raise ConfigError(
-            "ResizeImage.size squeezes the image, which has no counterpart; use resize_short and CropImage"
-        )
-    if "size" not in crop:
-        raise ConfigError("Eval needs CropImage with its size")
-    keys["img_size"] = crop["size"]
-    keys["resize_size"] = resize.get("resize_short", crop["size"])
-    keys["interpolation"] = _interpolation(resize)
+    keys |= _sizes(operators.get("ResizeImage"), operators.get("CropImage"))
+    if "ResizeImage" in operators:
+        keys["interpolation"] = _interpolation(operators["ResizeImage"])
     for name in ("mean", "std", "scale"):
         value = operators.get("NormalizeImage", {}).get(name)
         if value is not None:
@@ -111,14 +102,49 @@ def _image_keys(operators: Mapping[str, Mapping[str, Any]]) -> dict[str, object]
     return keys
 
 
+def _sizes(resize: Mapping[str, Any] | None, crop: Mapping[str, Any] | None) -> dict[str, object]:
+    """img_size and resize_size. Without ResizeImage nothing is resized; without CropImage its `size` is the input's."""
+    resized: object = None
+    exact = False
+    if resize is not None:
+        exact = not resize.get("resize_short")
+        resized = _height_width(resize.get("size"), "ResizeImage.size") if exact else resize["resize_short"]
+    if crop is not None:
+        return {"img_size": _height_width(crop.get("size"), "CropImage.size"), "resize_size": resized}
+    if not exact:
+        raise ConfigError("Eval needs CropImage with its size, or ResizeImage with size in place of resize_short")
+    return {"img_size": resized, "resize_size": resized}
+
+
+def _height_width(size: object, name: str) -> tuple[object, object]:
+    """(height, width). PaddleClas's lists are [width, height]; one number is both."""
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, list) and len(size) == 2:
+        return size[1], size[0]
+    raise ConfigError(f"{name}: {size!r} is neither a number nor [width, height]")
+
+
 def _interpolation(resize: Mapping[str, Any]) -> object:
-    """PaddleClas resizes with OpenCV, bilinear by default, or with Pillow and the filter named."""
-    name, backend = resize.get("interpolation") or "bilinear", resize.get("backend", "cv2")
+    """PaddleClas resizes with OpenCV, bilinear by default, or with Pillow, whose default is bicubic."""
+    backend = str(resize.get("backend") or "cv2").lower()
+    name = str(resize.get("interpolation") or ("bicubic" if backend == "pil" else "bilinear")).lower()
     if backend == "pil":
         return name
     if backend != "cv2" or name != "bilinear":
         raise ConfigError(f"ResizeImage: {name} of {backend} has no counterpart; write interpolation in Global instead")
     return "bilinear_noaa"
+
+
+def _augment(operators: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
+    """Global.augment: the crop with its `scale` (share of the image) and `ratio`, and the flip."""
+    flip, crop = operators.get("RandFlipImage"), operators.get("RandCropImage")
+    keys: dict[str, object] = {"crop": "none" if crop is None else "random_resized"}
+    keys["flip"] = flip is not None and _horizontal(flip)
+    for name, key in (("scale", "area"), ("ratio", "ratio")):
+        if crop is not None and crop.get(name) is not None:
+            keys[key] = crop[name]
+    return keys
 
 
 def _horizontal(flip: Mapping[str, Any]) -> bool:

@@ -3,7 +3,15 @@
 from fullquant.data.augment import Augment
 from fullquant.data.feeds import Feeds, as_feeds
 from fullquant.data.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from fullquant.data.lists import UNLABELLED, ImageList, find_images, read_class_folders, read_flat_folder, read_list
+from fullquant.data.lists import (
+    UNLABELLED,
+    ImageList,
+    find_images,
+    read_class_folders,
+    read_flat_folder,
+    read_folder,
+    read_list,
+)
 from fullquant.data.loader import ImageLoader
 
 __all__ = [
@@ -19,5 +27,6 @@ __all__ = [
     "find_images",
     "read_class_folders",
     "read_flat_folder",
+    "read_folder",
     "read_list",
 ]

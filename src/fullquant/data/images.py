@@ -172,7 +172,9 @@ class Preprocess:
         except DataError as error:
             raise DataError(f"image {os.fspath(path)}: {error}") from None
         except FileNotFoundError:
-            raise DataError(f"image {os.fspath(path)} does not exist") from None
+            raise DataError(
+                f"image {os.fspath(path)} does not exist; correct the list, or set on_bad_image to 'skip'"
+            ) from None
         except Exception as error:  # Pillow's decoders raise nearly every class of exception on damaged files
             raise DataError(
                 f"image {os.fspath(path)} cannot be read: {_one_line(error)}; "

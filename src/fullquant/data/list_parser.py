@@ -14,6 +14,7 @@ _BLOCK_BYTES = 1 << 24
 _MAX_DIGITS = 9  # any number of nine digits fits int32
 _NEWLINE, _RETURN, _SPACE, _TAB, _ZERO = b"\n\r \t0"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 _Bytes = npt.NDArray[np.uint8]
 _Positions = npt.NDArray[np.int64]
@@ -32,7 +33,12 @@ class ParsedList:
 
 def parse_list(file: Path) -> ParsedList:
     """Parse every line "path label". Raises DataError with file:line for a bad line, or if nothing is listed."""
-    text = np.fromfile(file, np.uint8)
+    try:
+        text = np.fromfile(file, np.uint8)
+    except OSError as error:
+        raise DataError(f"image list {file} cannot be read: {error.strerror or error}") from None
+    if text[:2].tobytes() in _UTF16_MARKS:
+        raise DataError(f"image list {file} is UTF-16, as PowerShell's > writes it; save it as UTF-8")
     if text[:3].tobytes() == _BYTE_ORDER_MARK:
         text = text[3:]
     blocks: list[tuple[_Positions, npt.NDArray[np.int32], _Labels]] = []

@@ -100,6 +100,17 @@ class ImageList:
         chosen = np.random.default_rng(seed).choice(len(self), count, replace=False, shuffle=False)
         return self.subset(np.sort(chosen))
 
+    def spread(self, count: int, seed: int = 0) -> ImageList:
+        """`count` images spread evenly over the list: one, drawn at random, of each of `count` equal parts, in order.
+
+        In a list sorted by class every class gets its share; drawing keeps a list in which the classes take turns
+        from giving the same class each time, as a fixed step would. All images if there are fewer than `count`.
+        """
+        if count >= len(self):
+            return self
+        edges = np.arange(count + 1, dtype=np.int64) * len(self) // max(count, 1)
+        return self.subset(np.random.default_rng(seed).integers(edges[:-1], edges[1:]))
+
 
 def read_list(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> ImageList:
     """Read a PaddleClas list file: a line is "relative/path label", the label being the last field.
@@ -164,26 +175,28 @@ def find_images(data_dir: str | os.PathLike[str], split: Split) -> ImageList:
     """
     root = Path(data_dir)
     if not root.is_dir():
-        raise DataError(f"data folder {root} does not exist (Global.data_dir)")
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise DataError(f"data folder {root} {what} (Global.data_dir)")
     list_file, folder = root / f"{split}_list.txt", root / split
     if list_file.is_file():
         return read_list(list_file)
     if folder.is_dir():
-        if _class_names(folder):
-            return read_class_folders(folder, _training_classes(root) if split == "val" else None)
-        return read_flat_folder(folder)
-    if split == "train":
-        if _class_names(root):
-            return read_class_folders(root)
-        if _image_names(root):
-            return read_flat_folder(root)
+        return read_folder(folder, root / "train" if split == "val" else None)
+    if split == "train" and (_class_names(root) or _image_names(root)):
+        return read_folder(root)
     also = " or images" if split == "train" else ""
     raise DataError(f"no {split} images in {root}: looked for {list_file.name} and the folder {split}/{also}")
 
 
-def _training_classes(root: Path) -> list[str] | None:
-    folder = root / "train"
-    return (_class_names(folder) or None) if folder.is_dir() else None
+def read_folder(folder: str | os.PathLike[str], training: str | os.PathLike[str] | None = None) -> ImageList:
+    """The class folders in a folder, or, where it has none, the images directly in it, unlabelled.
+
+    training: the folder whose class folders number the labels, where it exists and has any. Raises DataError.
+    """
+    root, first = Path(folder), None if training is None else Path(training)
+    if not _class_names(root):
+        return read_flat_folder(root)
+    return read_class_folders(root, (_class_names(first) or None) if first is not None and first.is_dir() else None)
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -197,12 +210,17 @@ def _class_names(folder: Path) -> list[str]:
 
 def _has_images(folder: Path) -> bool:
     with os.scandir(folder) as entries:
-        return any(os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES for entry in entries)
+        return any(_is_image(entry.name) for entry in entries)
 
 
 def _image_names(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES)
+        return sorted(entry.name for entry in entries if _is_image(entry.name))
+
+
+def _is_image(name: str) -> bool:
+    """Hidden files are none: macOS puts a ._a.jpg, which is no JPEG, beside each a.jpg on foreign disks."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def _suffixes() -> str:
@@ -213,4 +231,6 @@ def _check_some_exist(images: ImageList, probes: int = 16) -> None:
     """A wrong root is said at once, not after a start-up of minutes; single missing files are the loader's business."""
     indices = np.unique(np.linspace(0, len(images) - 1, probes).astype(np.intp))
     if not any(os.path.exists(images.path(int(index))) for index in indices):
-        raise DataError(f"{images.source}: the images are not under {images.root} (the first is {images.path(0)})")
+        raise DataError(
+            f"{images.source}: the images are not under {images.root} (the first is {images.path(0)[:200]})"
+        )

@@ -94,8 +94,9 @@ class ImageLoader:
     shuffle, seed, drop_last, rank, world: see `Sampling`; the order changes with `set_epoch`.
     workers: processes that read (0: this one); they live until `close`, over all epochs. On Windows, always 0.
     prefetch: batches read ahead of the one in use, held in shared memory of (prefetch + 1) batches.
-    on_bad_image: "error" raises DataError naming the file; "skip" counts it in `skipped`, warns with the first names,
-        and leaves the image out. With drop_last another image of the batch takes its place, so batches keep their size.
+    on_bad_image: "error" raises DataError naming the file; "skip" counts each file once in `skipped`, warns with the
+        first names, and leaves the image out. With drop_last another image of the batch takes its place, so batches
+        keep their size.
     """
 
     def __init__(
@@ -124,11 +125,10 @@ class ImageLoader:
         self.preprocess = preprocess
         self.sampling = Sampling(len(images), batch_size, shuffle, drop_last, seed, rank, world)
         self.workers = 0 if sys.platform == "win32" else workers  # no inherited file descriptors there
-        self.skipped = 0
         self._reader = _Reader(preprocess, augment, on_bad_image == "skip")
         self._prefetch = prefetch
         self._epoch, self._start = 0, 0
-        self._warned = 0
+        self._bad_paths: set[str] = set()
         self._iteration = 0
         self._tickets = 0
         self._pool: ProcessPool | None = None
@@ -143,6 +143,26 @@ class ImageLoader:
     def image_count(self) -> int:
         """Images of this rank in one epoch (unreadable ones included)."""
         return self.sampling.own_count
+
+    @property
+    def skipped(self) -> int:
+        """How many image files were unreadable, however often each was tried."""
+        return len(self._bad_paths)
+
+    def over(self, images: ImageList, batch_size: int | None = None) -> ImageLoader:
+        """A loader of other images, read in order and without augmentation; what it skips is counted here too.
+
+        batch_size: None takes that of this loader.
+        """
+        other = ImageLoader(
+            images,
+            self.preprocess,
+            batch_size or self.batch_size,
+            workers=self.workers,
+            on_bad_image="skip" if self._reader.skip else "error",
+        )
+        other._bad_paths = self._bad_paths
+        return other
 
     def __len__(self) -> int:
         return len(self.sampling)
@@ -261,7 +281,7 @@ class ImageLoader:
         labels = self.images.labels[indices].astype(np.int64)
         if not bad:
             return rows, labels
-        self._count_bad(bad)
+        self._count_bad({self.images.path(int(indices[row])): bad[row] for row in sorted(bad)})
         good = np.array([row for row in range(len(rows)) if row not in bad], np.intp)
         if self.sampling.drop_last:
             if not len(good):
@@ -269,13 +289,15 @@ class ImageLoader:
             good = np.resize(good, len(rows))
         return (rows[good], labels[good]) if len(good) else None
 
-    def _count_bad(self, bad: dict[int, str]) -> None:
-        self.skipped += len(bad)
-        for message in (bad[row] for row in sorted(bad)):
-            self._warned += 1
-            if self._warned <= _NAMES_WARNED:
+    def _count_bad(self, bad: dict[str, str]) -> None:
+        """bad: {path: message}. Each file is counted, and named, once."""
+        for path, message in bad.items():
+            if path in self._bad_paths:
+                continue
+            self._bad_paths.add(path)
+            if self.skipped <= _NAMES_WARNED:
                 _log.warning("skipped: %s", message)
-            elif self._warned == _NAMES_WARNED + 1:
+            elif self.skipped == _NAMES_WARNED + 1:
                 _log.warning("more images are skipped without a line each; their number is in the report")
 
 

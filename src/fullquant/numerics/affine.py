@@ -24,12 +24,17 @@ def _aligned(vector: npt.NDArray[_Number], qparams: QParams, ndim: int) -> npt.N
 def quantize(x: npt.ArrayLike, qparams: QParams) -> IntArray:
     """q = clip(round(x / scale) + zero_point, qmin, qmax), int64, same shape as x. Rounds half to even.
 
-    ONNX QuantizeLinear; Paddle quantize_linear with round_type 0.
+    Infinities saturate. ValueError for NaN, which has no integer.
+    ONNX QuantizeLinear (which leaves NaN undefined); Paddle quantize_linear with round_type 0.
     """
     array = np.asarray(x, dtype=np.float32)
+    missing = int(np.count_nonzero(np.isnan(array)))
+    if missing:
+        raise ValueError(f"{missing} of {array.size} values are NaN, which no integer stands for")
     scale = _aligned(qparams.scale, qparams, array.ndim)
     zero_point = _aligned(qparams.zero_point, qparams, array.ndim)
-    steps = np.rint(array / scale)
+    with np.errstate(over="ignore"):  # a quotient beyond float32 is an infinity, and is clipped like one
+        steps = np.rint(array / scale)
     # Clipped before the cast: a float beyond int64 has no defined integer.
     low, high = qparams.spec.qmin - zero_point, qparams.spec.qmax - zero_point
     return np.asarray(np.clip(steps, low, high).astype(np.int64) + zero_point, dtype=np.int64)

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 
 from fullquant.report.chart import line_chart
 from fullquant.report.record import (
@@ -16,9 +15,9 @@ from fullquant.report.record import (
     Record,
     ResultRow,
     TensorEntry,
-    write_atomically,
 )
 from fullquant.report.table import PAGE_COLUMNS, file_size, used_columns
+from fullquant.writers.atomic import write_atomically
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --mark: #2a78d6; }
@@ -66,8 +65,8 @@ def to_html(record: Record) -> str:
 
 
 def write_html(record: Record, path: str | os.PathLike[str]) -> None:
-    """Write the page; readers see the old file or the new one, never a part."""
-    write_atomically(Path(path), to_html(record))
+    """Write the page; readers see the old file or the new one, never a part. Raises ExportError naming the file."""
+    write_atomically(path, to_html(record).encode("utf-8"))
 
 
 def _section(title: str, body: str) -> str:

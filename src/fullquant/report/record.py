@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import types
 import typing
 from collections.abc import Mapping
@@ -16,15 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fullquant.errors import FullquantError
+from fullquant.errors import ReportError
+from fullquant.writers.atomic import write_atomically
 
 SCHEMA_VERSION = 1
 
 _T = TypeVar("_T")
-
-
-class ReportError(FullquantError):
-    """A report file is missing, damaged, or of another version."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +169,8 @@ def from_json(text: str) -> Record:
 
 
 def write_record(record: Record, path: str | os.PathLike[str]) -> None:
-    """Write report.json; readers see the old file or the new one, never a part."""
-    write_atomically(Path(path), to_json(record))
+    """Write report.json; readers see the old file or the new one, never a part. Raises ExportError naming the file."""
+    write_atomically(path, to_json(record).encode("utf-8"))
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:
@@ -185,22 +181,6 @@ def read_record(path: str | os.PathLike[str]) -> Record:
         raise ReportError(f"{path}: {error.strerror}") from None
     except (ReportError, UnicodeDecodeError) as error:
         raise ReportError(f"{path}: {error}") from None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name in its folder, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's files are private
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def _plain(value: Any) -> Any:
