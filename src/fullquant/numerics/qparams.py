@@ -54,6 +54,11 @@ class QuantSpec:
         return array if self.scale_bits is None else short_scale(array, self.scale_bits)
 
 
+# 1.75 times a power of two: Paddle multiplies by the rounded inverse of a scale, and with this one 78 of the 255 values
+# half-way between two integers go the wrong way; with 1, 1.25 and 1.5 times a power of two none does.
+UNUSED_MANTISSA = 7
+
+
 def shortening_slack(bits: int) -> float:
     """The share of its range that a scale may lose when it is shortened to `bits` bits: at most 1%.
 
@@ -71,7 +76,8 @@ def short_scale(scale: FloatArray, bits: int) -> FloatArray:
     """
     mantissa, exponent = np.frexp(np.asarray(scale, dtype=np.float64))
     unit = math.ldexp(1.0, bits)
-    shortened = np.ldexp(np.ceil(mantissa * unit * (1 - shortening_slack(bits))) / unit, exponent)
+    steps = np.ceil(mantissa * unit * (1 - shortening_slack(bits)))
+    shortened = np.ldexp(np.where(steps == UNUSED_MANTISSA, UNUSED_MANTISSA + 1, steps) / unit, exponent)
     return np.asarray(shortened, dtype=np.float32)
 
 

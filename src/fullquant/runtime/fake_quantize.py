@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fullquant.numerics.qparams import FloatArray, QParams, QuantSpec, shortening_slack
+from fullquant.numerics.qparams import UNUSED_MANTISSA, FloatArray, QParams, QuantSpec, shortening_slack
 from fullquant.runtime import kernels
 
 Tensor = torch.Tensor
@@ -44,7 +44,9 @@ def step_size(log_scale: Tensor, scale_bits: int | None = None) -> Tensor:
         return scale
     mantissa, exponent = torch.frexp(scale.double())
     unit = math.ldexp(1.0, scale_bits)
-    shortened = torch.ldexp(torch.ceil(mantissa * unit * (1 - shortening_slack(scale_bits))) / unit, exponent)
+    steps = torch.ceil(mantissa * unit * (1 - shortening_slack(scale_bits)))
+    steps = torch.where(steps == UNUSED_MANTISSA, UNUSED_MANTISSA + 1, steps)
+    shortened = torch.ldexp(steps / unit, exponent)
     return shortened.to(log_scale.dtype)
 
 
