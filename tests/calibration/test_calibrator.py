@@ -9,18 +9,17 @@ import torch
 
 from fullquant.calibration.calibrator import (
     bias_floors,
-    calibrate_activations,
     calibrate_weights,
     observed_tensors,
     weight_scale,
 )
 from fullquant.calibration.correction import correct_statistics
-from fullquant.calibration.observers import MinMaxObserver
 from fullquant.errors import DataError, ModelError
 from fullquant.numerics import affine
 from fullquant.numerics.qparams import QuantSpec, symmetric
 from fullquant.placement.place import PlacementOptions, place
 from fullquant.runtime.executor import GraphModule
+from tests.calibrating import min_max_qparams
 from tests.graphs import graph, small_classifier
 
 IMAGES = np.random.default_rng(3).normal(0, 1, (16, 3, 8, 8)).astype(np.float32)
@@ -29,7 +28,7 @@ IMAGES = np.random.default_rng(3).normal(0, 1, (16, 3, 8, 8)).astype(np.float32)
 def _calibrated(model: ir.Model):
     placement = place(model)
     module = GraphModule(model)
-    qparams = calibrate_activations(module, model, placement, [IMAGES[:8], IMAGES[8:]], MinMaxObserver)
+    qparams = min_max_qparams(module, model, placement, [IMAGES[:8], IMAGES[8:]])
     qparams.update(calibrate_weights(model, placement, qparams))
     return placement, module, qparams
 
@@ -52,7 +51,7 @@ def test_a_concat_owner_covers_all_its_inputs() -> None:
     placement = place(model)
     assert set(observed_tensors(model, placement)) == {"x", "a", "b"}
     module = GraphModule(model)
-    qparams = calibrate_activations(module, model, placement, [IMAGES], MinMaxObserver)
+    qparams = min_max_qparams(module, model, placement, [IMAGES])
     assert float(qparams[placement.scale_owner("a")].scale) == pytest.approx(10 * np.abs(IMAGES).max() / 127, rel=1e-5)
 
 
@@ -113,7 +112,7 @@ def test_correction_gives_the_channels_their_statistics_back(gain: bool) -> None
     model = small_classifier()
     placement = place(model)
     module = GraphModule(model)
-    qparams = calibrate_activations(module, model, placement, [IMAGES], MinMaxObserver)
+    qparams = min_max_qparams(module, model, placement, [IMAGES])
     qparams.update(calibrate_weights(model, placement, qparams))
     qparams["w5"] = symmetric(placement["w5"].spec, qparams["w5"].scale * 10)  # type: ignore[arg-type]
     student = GraphModule(model, placement=placement, qparams=qparams)
@@ -141,7 +140,7 @@ def test_no_images_and_no_scales_are_errors() -> None:
     model = small_classifier()
     placement = place(model)
     with pytest.raises(DataError, match="no images"):
-        calibrate_activations(GraphModule(model), model, placement, [], MinMaxObserver)
+        min_max_qparams(GraphModule(model), model, placement, [])
     with pytest.raises(ModelError, match="no scale"):
         GraphModule(model, placement=placement, qparams={})
 
@@ -151,7 +150,7 @@ def test_short_scales_are_corrected_in_a_second_pass() -> None:
     model = small_classifier()
     placement = place(model, options=PlacementOptions(scale_bits=3))
     teacher = GraphModule(model)
-    qparams = calibrate_activations(teacher, model, placement, [IMAGES], MinMaxObserver)
+    qparams = min_max_qparams(teacher, model, placement, [IMAGES])
     qparams.update(calibrate_weights(model, placement, qparams))
     student = GraphModule(model, placement=placement, qparams=qparams)
 

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 
-from fullquant.calibration.observers import EveryObserver, observer_factory
+from fullquant.calibration.observers import (
+    EveryObserver,
+    MinMaxObserver,
+    MovingAverageObserver,
+    MseObserver,
+    Observer,
+    PercentileObserver,
+)
 from fullquant.numerics.qparams import QuantSpec
 
+SINGLE: dict[str, Observer] = {
+    "min_max": MinMaxObserver(),
+    "moving_average": MovingAverageObserver(),
+    "percentile": PercentileObserver(0.999),
+    "mse": MseObserver(),
+}
 
-@pytest.mark.parametrize("name", ["min_max", "moving_average", "percentile", "mse"])
+
+@pytest.mark.parametrize("name", SINGLE)
 @pytest.mark.parametrize("spec", [QuantSpec(-128, 127), QuantSpec(0, 255, symmetric=False)])
 def test_every_observer_answers_as_the_single_one(name: str, spec: QuantSpec) -> None:
     rng = np.random.default_rng(0)
-    every, single = EveryObserver(percentile=0.999), observer_factory(name, percentile=0.999)()
+    every, single = EveryObserver(percentile=0.999), copy.deepcopy(SINGLE[name])
     for _ in range(3):
         values = rng.standard_t(3, 5000).astype(np.float32)
         every.update(values)

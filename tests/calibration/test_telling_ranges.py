@@ -9,16 +9,16 @@ import onnx_ir as ir
 import pytest
 
 from fullquant.calibration.calibrator import (
-    calibrate_activations,
     observe_activations,
     observed_qparams,
     telling_ranges,
 )
-from fullquant.calibration.observers import EveryObserver, MinMaxObserver
+from fullquant.calibration.observers import EveryObserver
 from fullquant.calibration.pooled import averaged_tensors, pooled_qparams
 from fullquant.numerics import affine
 from fullquant.placement.place import place
 from fullquant.runtime.executor import GraphModule
+from tests.calibrating import min_max_qparams
 from tests.graphs import graph, small_classifier
 
 IMAGES = np.random.default_rng(0).normal(0, 1, (8, 3, 8, 8)).astype(np.float32)
@@ -43,7 +43,7 @@ def test_hard_swish_behind_the_narrow_scale_is_as_exact_as_its_step() -> None:
     model = graph(nodes, {"ten": np.float32(10)})
     images = np.clip(IMAGES, -3, 0.2)  # from -30 to 2: most of the range tells nothing
     placement = place(model)
-    qparams = calibrate_activations(GraphModule(model), model, placement, [images], MinMaxObserver)
+    qparams = min_max_qparams(GraphModule(model), model, placement, [images])
     assert float(qparams["m"].scale) == np.float32(3 / 127)
     x = images * 10
     swish = x * np.clip(x + 3, 0, 6) / 6

@@ -12,8 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from fullquant.calibration.calibrator import calibrate_activations, calibrate_weights
-from fullquant.calibration.observers import MinMaxObserver
+from fullquant.calibration.calibrator import calibrate_weights
 from fullquant.errors import TrainingError
 from fullquant.numerics.qparams import symmetric
 from fullquant.placement.place import place
@@ -21,6 +20,7 @@ from fullquant.runtime.executor import GraphModule
 from fullquant.training.checkpoint import load_checkpoint, save_checkpoint
 from fullquant.training.distillation import DistillationTerm
 from fullquant.training.qat import QatSettings, QatTrainer, Score, scale_parameters, weight_parameters
+from tests.calibrating import min_max_qparams
 from tests.graphs import small_classifier
 
 IMAGES = np.random.default_rng(5).normal(0, 1, (64, 3, 8, 8)).astype(np.float32)
@@ -40,7 +40,7 @@ def _pair(spoil: float = 4.0) -> tuple[GraphModule, GraphModule]:
     model = small_classifier()
     placement = place(model)
     teacher = GraphModule(model)
-    qparams = calibrate_activations(teacher, model, placement, [IMAGES], MinMaxObserver)
+    qparams = min_max_qparams(teacher, model, placement, [IMAGES])
     qparams.update(calibrate_weights(model, placement, qparams))
     coarse = {name: symmetric(q.spec, q.scale * spoil) for name, q in qparams.items()}
     return teacher, GraphModule(model, placement=placement, qparams=coarse)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,9 @@ def calibrated(
 ) -> GraphModule:  # fmt: skip
     """The calibrated student (post-training quantization), in evaluation with the least KL divergence.
 
-    Each candidate observer makes a student, with `correct` also one with corrected channel statistics; the one whose
-    outputs on the calibration images are nearest to the teacher's is returned. One forward pass serves all observers.
+    Each candidate observer makes a student; the one whose outputs on the calibration images are nearest to the
+    teacher's is kept, and with `correct` also tried with corrected channel statistics. One forward pass serves all
+    observers.
     """
     device = next(teacher.parameters()).device
     total = sum(len(images) for images in batches)
@@ -131,32 +133,36 @@ def calibrated(
     sample = np.concatenate(batches)[:_CORRECTION_IMAGES]
     # An observer that the user names decides alone; `auto` knows better where a tensor is only averaged.
     averaged = pooled_qparams(teacher, model, placement, data.batches, observers) if settings.name == "auto" else {}
-    best: tuple[float, str, GraphModule] | None = None
+    students: list[_Candidate] = []
     for name in settings.candidates:
         for observer in observers.values():
             observer.choose(name)
-        activations = {**observed_qparams(observers, placement), **averaged}
-        for found in _candidates(model, teacher, placement, activations, name, sample if correct else None, device):
-            distance = data.kl(found[1])
-            log.info("calibration with %s: KL divergence %.5f", found[0], distance)
-            if best is None or distance < best[0]:
-                best = (distance, *found)
-    assert best is not None
-    log.info("calibrated with %s", best[1])
-    return best[2]
-
-
-def _candidates(
-    model: ir.Model, teacher: GraphModule, placement: Placement, activations: Mapping[str, QParams], name: str,
-    sample: FloatArray | None, device: Any,
-) -> Iterator[tuple[str, GraphModule]]:  # fmt: skip
-    """(description, student) as the observer has it and, where a sample is given, with corrected statistics."""
-    qparams = {**activations, **calibrate_weights(model, placement, activations)}
-    yield name, GraphModule(model, placement=placement, qparams=qparams).to(device)
-    if sample is not None:
-        student = GraphModule(model, placement=placement, qparams=qparams).to(device)
+        qparams: dict[str, QParams] = {**observed_qparams(observers, placement), **averaged}
+        qparams |= calibrate_weights(model, placement, qparams)
+        students.append(_judged(name, data, GraphModule(model, placement=placement, qparams=qparams).to(device)))
+    best = min(students)
+    if correct:
+        # Which observer fits shows before the correction; the correction takes as long as all of them together.
+        student = copy.deepcopy(best.student)
         correct_statistics(teacher, student, model, placement, sample)
-        yield f"{name} and corrected channel statistics", student
+        best = min(best, _judged(f"{best.name} and corrected channel statistics", data, student))
+    log.info("calibrated with %s", best.name)
+    return best.student
+
+
+@dataclass(frozen=True, order=True)
+class _Candidate:
+    """A calibrated student and how far it is from the teacher: mean KL divergence on the calibration images."""
+
+    distance: float
+    name: str
+    student: GraphModule = field(compare=False)
+
+
+def _judged(name: str, data: CalibrationData, student: GraphModule) -> _Candidate:
+    found = _Candidate(data.kl(student), name, student)
+    log.info("calibration with %s: KL divergence %.5f", name, found.distance)
+    return found
 
 
 def finished(model: ir.Model, student: GraphModule) -> QuantizedModel:

@@ -67,17 +67,6 @@ def observed_qparams(observers: Mapping[str, Observer], placement: Placement) ->
     return {owner: observer.qparams(_spec(placement[owner])) for owner, observer in observers.items()}
 
 
-def calibrate_activations(
-    module: GraphModule,
-    model: ir.Model,
-    placement: Placement,
-    batches: Iterable[npt.NDArray[np.float32]],
-    make_observer: Callable[[], Observer],
-) -> dict[str, QParams]:
-    """QParams of each activation that owns a scale; arguments and errors as observe_activations."""
-    return observed_qparams(observe_activations(module, model, placement, batches, make_observer), placement)
-
-
 def _spec(decision: Decision) -> QuantSpec:
     if decision.spec is None:
         raise ValueError(f"{decision.tensor!r} is not placed")

@@ -217,16 +217,3 @@ class EveryObserver:
             "mse": lambda: MseObserver(self.histogram),
         }
         return made[self.chosen]().qparams(spec)
-
-
-def observer_factory(name: str, *, moving_rate: float = 0.9, percentile: float = 0.9999) -> Callable[[], Observer]:
-    """A maker of observers: min_max, moving_average, percentile or mse."""
-    makers: dict[str, Callable[[], Observer]] = {
-        "min_max": MinMaxObserver,
-        "moving_average": lambda: MovingAverageObserver(moving_rate),
-        "percentile": lambda: PercentileObserver(percentile),
-        "mse": MseObserver,
-    }
-    if name not in makers:
-        raise ConfigError(f"unknown observer {name!r}; known: {', '.join(makers)}")
-    return makers[name]
