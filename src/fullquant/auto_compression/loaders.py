@@ -169,6 +169,6 @@ class TrainingData:
             return
         images = self.source.images
         if count is not None and count < len(images):
-            images = images.sample(count, seed=0)
+            images = images.spread(count)
         with self.source.over(images, min(_CALIBRATION_BATCH, len(images))) as plain:
             yield from (batch for batch, _ in plain)

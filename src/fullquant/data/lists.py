@@ -93,13 +93,6 @@ class ImageList:
             _lengths=self._lengths[chosen],
         )
 
-    def sample(self, count: int, seed: int = 0) -> ImageList:
-        """`count` images drawn at random without repetition, in the list's order; all of them if there are fewer."""
-        if count >= len(self):
-            return self
-        chosen = np.random.default_rng(seed).choice(len(self), count, replace=False, shuffle=False)
-        return self.subset(np.sort(chosen))
-
     def spread(self, count: int, seed: int = 0) -> ImageList:
         """`count` images spread evenly over the list: one, drawn at random, of each of `count` equal parts, in order.
 
