@@ -42,19 +42,22 @@ def test_axes_and_several_readers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("front", "pooling", "fill"),
+    ("front", "pads", "pooling", "fill"),
     [
-        ("a = Tanh(x)", "AveragePool <kernel_shape = [3,3]>", 0.0),
-        ("a = Tanh(x)", "AveragePool <kernel_shape = [3,3], pads = [1,1,0,0], count_include_pad = 1>", 0.0),
-        ("a = Tanh(x)", "MaxPool <kernel_shape = [3,3], strides = [2,2]>", -math.inf),
-        ("a = Relu(x)", "MaxPool <kernel_shape = [3,3]>", 0.0),
-        ("b = Sigmoid(x)  a = MaxPool <kernel_shape = [2,2]> (b)", "MaxPool <kernel_shape = [3,3]>", 0.0),
+        ("a = Tanh(x)", [1, 2, 1, 2], "AveragePool <kernel_shape = [3,3]>", 0.0),
+        (
+            "a = Tanh(x)", [0, 1, 1, 1],
+            "AveragePool <kernel_shape = [3,3], pads = [1,0,0,0], count_include_pad = 1>", 0.0,
+        ),
+        ("a = Tanh(x)", [1, 0, 1, 1], "MaxPool <kernel_shape = [3,3], strides = [2,2]>", -math.inf),
+        ("a = Relu(x)", [1, 0, 1, 1], "MaxPool <kernel_shape = [3,3]>", 0.0),
+        ("b = Sigmoid(x)  a = MaxPool <kernel_shape = [2,2]> (b)", [1, 0, 1, 1], "MaxPool <kernel_shape = [3,3]>", 0.0),
     ],
-)
-def test_into_pooling(front: str, pooling: str, fill: float) -> None:
+)  # fmt: skip
+def test_into_pooling(front: str, pads: list[int], pooling: str, fill: float) -> None:
     model = parse(
         f"{HEADER} {{ {front}  p = Pad(a, pads, fill)  y = {pooling} (p) }}",
-        pads=np.int64([0, 0, 1, 0, 0, 0, 1, 1]),
+        pads=np.int64([0, 0, *pads[:2], 0, 0, *pads[2:]]),
         fill=np.float32(fill),
     )
     infer_shapes(model)
@@ -72,6 +75,7 @@ def test_into_pooling(front: str, pooling: str, fill: float) -> None:
         ([0, 0, 1, 1, 0, 0, 1, 1], 0.0, "y = MaxPool <kernel_shape = [3,3]> (p)"),
         ([0, 0, 1, 1, 0, 0, 1, 1], 0.0, "y = AveragePool <kernel_shape = [3,3], pads = [1,1,1,1]> (p)"),
         ([0, 0, 1, 1, 0, 0, 1, 1], 0.0, "y = AveragePool <kernel_shape = [3,3], ceil_mode = 1> (p)"),
+        ([0, 0, 1, 0, 0, 0, 1, 1], 0.0, "y = AveragePool <kernel_shape = [3,3]> (p)"),
         ([0, 0, 3, 3, 0, 0, 1, 1], 0.0, "y = AveragePool <kernel_shape = [3,3]> (p)"),
         ([0, 0, 1, 1, 0, 0, 1, 1], 0.0, "y = Tanh(p)"),
         ([0, 0, 1, 1, 0, 0, 1, 1], 0.0, 'y = Conv <auto_pad = "SAME_UPPER"> (p, w)'),

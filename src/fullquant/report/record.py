@@ -233,6 +233,8 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
         return _build(hint, value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+    # Python 3.10 takes tuple[X, ...] for a type as well.
+    plain = origin is None and isinstance(hint, type)
+    if plain and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise TypeError(f"{where} is {value!r}")
