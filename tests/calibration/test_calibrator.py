@@ -148,7 +148,7 @@ def test_no_images_and_no_scales_are_errors() -> None:
 def test_short_scales_are_corrected_in_a_second_pass() -> None:
     """A gain moves a short scale to another one: without a second look at the means the channels would be off."""
     model = small_classifier()
-    placement = place(model, options=PlacementOptions(scale_bits=3))
+    placement = place(model, options=PlacementOptions(scale_grid="short"))
     teacher = GraphModule(model)
     qparams = min_max_qparams(teacher, model, placement, [IMAGES])
     qparams.update(calibrate_weights(model, placement, qparams))

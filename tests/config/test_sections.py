@@ -59,6 +59,7 @@ from fullquant.errors import ConfigError
         (QuantAware, {"quantize_op_types": ["conv2"]}, "unknown operator 'conv2'; did you mean 'conv2d'?"),
         (QuantAware, {"quantize_op_types": ["zzzzzz"]}, "see docs/configuration.md"),
         (QuantAware, {"moving_rate": 1.0}, "QuantAware.moving_rate"),
+        (QuantAware, {"scale_learning_rate": 0.0}, "QuantAware.scale_learning_rate"),
         (QuantAware, {"target": "npu"}, "QuantAware.target: 'npu' is not one of paddle_lite, verisilicon_timvx"),
         (QuantAware, {"for_tensorrt": True, "target": "openvino"}, "contradicts target openvino"),
         (QuantAware, {"for_tensorrt": True, "weight_quantize_type": "abs_max"}, "weight_quantize_type channel_wise"),

@@ -19,7 +19,7 @@ from fullquant.placement.place import place
 from fullquant.runtime.executor import GraphModule
 from fullquant.training.checkpoint import load_checkpoint, save_checkpoint
 from fullquant.training.distillation import DistillationTerm
-from fullquant.training.qat import QatSettings, QatTrainer, Score, scale_parameters, weight_parameters
+from fullquant.training.qat import QatSettings, QatTrainer, Score, scale_parameters, scale_rate, weight_parameters
 from tests.calibrating import min_max_qparams
 from tests.graphs import small_classifier
 
@@ -68,9 +68,8 @@ def _trainer(teacher: GraphModule, student: GraphModule, **options: Any) -> QatT
         eval_every=8,
         log_every=4,
         learning_rate=lambda step: rate * 0.5 * (1 + math.cos(math.pi * step / steps)),
-        scale_rate=3e-2,
         checkpoint_every=5,
-        **options.pop("settings", {}),
+        **{"scale_rate": 3e-2, **options.pop("settings", {})},
     )
     weights, vectors = weight_parameters(student)
     return QatTrainer(
@@ -104,6 +103,20 @@ def test_scales_are_learned_and_can_be_held() -> None:
     teacher, student = _pair()
     _trainer(teacher, student, steps=8, settings={"learn_scales": False}).run()
     assert all(torch.equal(a, b) for a, b in zip(start, scale_parameters(student), strict=True))
+
+
+def test_the_rate_of_the_scales_is_as_given_or_follows_that_of_the_weights() -> None:
+    assert scale_rate(None, 2e-6) == pytest.approx(2e-4)
+    assert scale_rate(None, 0.1) == 1e-2
+    assert scale_rate(0.05, 2e-6) == 0.05
+    moved = []
+    for rate in (1e-3, 3e-2):
+        teacher, student = _pair()
+        start = [p.detach().clone() for p in scale_parameters(student)]
+        _trainer(teacher, student, steps=8, settings={"scale_rate": rate}).run()
+        trained = scale_parameters(student)
+        moved.append(max(float((a - b).detach().abs().max()) for a, b in zip(start, trained, strict=True)))
+    assert moved[0] <= 8e-3 < moved[1]
 
 
 def test_pact_decay_shrinks_the_clips() -> None:

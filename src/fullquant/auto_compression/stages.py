@@ -69,7 +69,7 @@ def placement_options(config: Config) -> PlacementOptions:
         skip_patterns=settings.not_quant_pattern,
         reduce_range=settings.reduce_range,
         per_channel=settings.weight_granularity == "per_channel",
-        scale_bits=settings.scale_bits or None,
+        scale_grid=settings.scale_grid,
     )
 
 
@@ -230,6 +230,7 @@ def train(
         QatSettings(
             steps=plan.steps, eval_every=settings.eval_iter, log_every=settings.logging_iter,
             learning_rate=schedule.lr_at, target=settings.target_metric, checkpoint_every=settings.checkpoint_iter,
+            scale_rate=aware.scale_learning_rate,
             learn_scales=aware.learn_step_size or aware.use_pact, clip_decay=_PACT_DECAY if aware.use_pact else 0.0,
         ),
         checkpoint=plan.checkpoint, digest=plan.digest, progress=bar, resume=settings.resume,

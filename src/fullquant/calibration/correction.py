@@ -68,7 +68,7 @@ def correct_statistics(
     with torch.no_grad():
         teacher(batch, tap=record)
         student(batch, tap=correct)
-        if gain and any(q.spec.scale_bits is not None for q in student.fake_quantizers()):
+        if gain and any(q.spec.mantissas for q in student.fake_quantizers()):
             # A short scale cannot follow a gain, so that the weights were rounded anew: their means are off again.
             gain = False
             student(batch, tap=correct)

@@ -11,6 +11,7 @@ from fullquant.errors import ConfigError
 
 TargetName = Literal["paddle_lite", "verisilicon_timvx", "paddle_inference", "tensorrt", "onnxruntime", "openvino"]
 ObserverName = Literal["auto", "min_max", "moving_average", "percentile", "mse"]
+ScaleGrid = Literal["short", "power_of_two", "free"]
 WeightQuantizeType = Literal["channel_wise_abs_max", "abs_max", "range_abs_max", "moving_average_abs_max"]
 ActivationQuantizeType = Literal["moving_average_abs_max", "range_abs_max", "abs_max"]
 
@@ -49,7 +50,7 @@ class ObserverSettings:
     images: how many training images are looked at, None for all.
     percentile: the share of |x| that is kept, for `percentile`.
     moving_rate: share of the old value at each batch, for `moving_average`.
-    first: the candidate of `auto` that comes before min_max, percentile and mse.
+    first: the candidate of `auto` that comes before all others.
     """
 
     name: ObserverName
@@ -63,7 +64,7 @@ class ObserverSettings:
         """The observers to try: the one that is named, or for `auto` all, each once."""
         if self.name != "auto":
             return (self.name,)
-        return tuple(dict.fromkeys((self.first, "min_max", "percentile", "mse")))
+        return tuple(dict.fromkeys((self.first, "moving_average", "min_max", "percentile", "mse")))
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,9 @@ class QuantizationSettings(Settings):
     not_quant_pattern: tuple[str, ...] = ("skip_quant",)
     target: TargetName | None = None
     reduce_range: bool = False
-    scale_bits: int = 3
+    scale_grid: ScaleGrid = "short"
 
     def check(self) -> None:
-        if not 0 <= self.scale_bits <= 16:
-            raise ConfigError(f"{self.SECTION}.scale_bits is {self.scale_bits}; it is 0 (any scale) or 1 to 16")
         if not all(self.not_quant_pattern):
             raise ConfigError(f"{self.SECTION}.not_quant_pattern: '' is part of every name; write [] for none")
         for name in self.quantize_op_types:
@@ -186,10 +185,16 @@ class QuantAware(QuantizationSettings):
     for_tensorrt: bool = False
     calibration: Calibration = field(default_factory=Calibration)
     learn_step_size: bool = True
+    scale_learning_rate: float | None = None
 
     def check(self) -> None:
         super().check()
         require(0 < self.moving_rate < 1, f"QuantAware.moving_rate: {self.moving_rate} must be between 0 and 1")
+        require(
+            self.scale_learning_rate is None or 0 < self.scale_learning_rate <= 1,
+            f"QuantAware.scale_learning_rate: {self.scale_learning_rate} must be above 0 and at most 1 "
+            "(learn_step_size: false keeps the scales)",
+        )
         if self.for_tensorrt:
             require(
                 self.target in (None, "tensorrt"),

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,18 +25,20 @@ class QuantSpec:
         Paddle's quantize_linear and of ONNX QuantizeLinear; `reduce_range` weights: [-64, 63]; affine uint8: [0, 255].
     symmetric: the zero point is 0 in the signed grid. A writer may store the grid as unsigned with zero point 128.
     axis: None for one scale per tensor, else the axis of the tensor that has a scale per index (per_channel).
-    scale_bits: significant bits of a scale; None for all that float32 has. See `short_scale`.
+    mantissas: what a scale may be times a power of two, ascending in [1, 2); empty for any scale. See `short_scale`.
     """
 
     qmin: int
     qmax: int
     symmetric: bool = True
     axis: int | None = None
-    scale_bits: int | None = None
+    mantissas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.scale_bits is not None and not 1 <= self.scale_bits <= 16:
-            raise ValueError(f"scale_bits {self.scale_bits} outside [1, 16]")
+        if self.mantissas and (
+            self.mantissas[0] != 1.0 or list(self.mantissas) != sorted({m % 2 for m in self.mantissas})
+        ):
+            raise ValueError(f"mantissas {self.mantissas}: not ascending from 1 to below 2")
         if not self.qmin < self.qmax:
             raise ValueError(f"qmin {self.qmin} must be below qmax {self.qmax}")
         if self.symmetric and not self.qmin < 0 < self.qmax:
@@ -51,34 +52,31 @@ class QuantSpec:
     def nearest_scale(self, scale: npt.ArrayLike) -> FloatArray:
         """The scale that stands for `scale` on this grid: itself, or its `short_scale`; float32, the same shape."""
         array = np.asarray(scale, dtype=np.float32)
-        return array if self.scale_bits is None else short_scale(array, self.scale_bits)
+        return short_scale(array, self.mantissas) if self.mantissas else array
 
 
-# 1.75 times a power of two: Paddle multiplies by the rounded inverse of a scale, and with this one 78 of the 255 values
-# half-way between two integers go the wrong way; with 1, 1.25 and 1.5 times a power of two none does.
-UNUSED_MANTISSA = 7
+# Scales with which runtimes that multiply by float32(scale_in / scale_out), or by an inverse, send every half-way value
+# to the same side as a division does: decision 0005, tests/numerics/test_short_scale.py.
+ACTIVATION_MANTISSAS = (1.0, 1.125, 1.5)
+WEIGHT_MANTISSAS = (1.0, 1.125, 1.375, 1.5, 1.875)
+POWERS_OF_TWO = (1.0,)
+
+# The share of its range that a scale may lose when it is shortened. One step or so at the end of an int8 grid is then
+# clipped; and a scale that is short already stays what it is.
+SHORTENING_SLACK = 0.01
 
 
-def shortening_slack(bits: int) -> float:
-    """The share of its range that a scale may lose when it is shortened to `bits` bits: at most 1%.
-
-    One step or so at the end of an int8 grid is then clipped; and a scale that is short already stays what it is.
-    """
-    return min(0.01, math.ldexp(1.0, -bits - 2))
-
-
-def short_scale(scale: FloatArray, bits: int) -> FloatArray:
-    """The smallest m * 2**e >= (1 - shortening_slack(bits)) * scale with an integer m of `bits` bits; the same shape.
+def short_scale(scale: FloatArray, mantissas: tuple[float, ...]) -> FloatArray:
+    """The smallest m * 2**e >= (1 - SHORTENING_SLACK) * scale with m one of `mantissas`; float32, the same shape.
 
     With short scales every product and every sum of a quantized layer is an integer of at most 24 bits times a power
     of two, so that float32 computes it exactly, in whatever order a runtime adds. Up, because a smaller scale clips:
-    on EfficientNet-Lite0 4% less range costs more than 25% larger steps. bits=1: powers of two.
+    on EfficientNet-Lite0 4% less range costs more than 25% larger steps.
     """
-    mantissa, exponent = np.frexp(np.asarray(scale, dtype=np.float64))
-    unit = math.ldexp(1.0, bits)
-    steps = np.ceil(mantissa * unit * (1 - shortening_slack(bits)))
-    shortened = np.ldexp(np.where(steps == UNUSED_MANTISSA, UNUSED_MANTISSA + 1, steps) / unit, exponent)
-    return np.asarray(shortened, dtype=np.float32)
+    half, exponent = np.frexp(np.asarray(scale, dtype=np.float64))
+    steps = np.asarray([*mantissas, 2.0])
+    index = np.searchsorted(steps, 2 * half * (1 - SHORTENING_SLACK), side="left")
+    return np.asarray(np.ldexp(steps[index], exponent - 1), dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +101,7 @@ class QParams:
         if not (np.all(np.isfinite(scale)) and np.all(scale > 0)):
             raise ValueError("every scale must be finite and > 0")
         if np.any(self.spec.nearest_scale(scale) != scale):
-            raise ValueError(f"a scale has more than {self.spec.scale_bits} significant bits")
+            raise ValueError(f"a scale is not one of {self.spec.mantissas} times a power of two")
         if self.spec.symmetric and np.any(zero_point != 0):
             raise ValueError("a symmetric grid has zero_point 0")
         if np.any(zero_point < self.spec.qmin) or np.any(zero_point > self.spec.qmax):

@@ -12,16 +12,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 import onnx_ir as ir
 
 from fullquant.errors import PlacementError
-from fullquant.numerics.qparams import QuantSpec
+from fullquant.numerics.qparams import ACTIVATION_MANTISSAS, POWERS_OF_TWO, WEIGHT_MANTISSAS, QuantSpec
 from fullquant.placement.decision import Decision, Placement
 from fullquant.placement.target import Role, Target, find_target
 
 INT32 = QuantSpec(-(2**31) + 1, 2**31 - 1)
 _REDUCED = (-64, 63)
+ScaleGrid = Literal["short", "power_of_two", "free"]
+_ACTIVATION_SCALES: dict[ScaleGrid, tuple[float, ...]] = {
+    "short": ACTIVATION_MANTISSAS, "power_of_two": POWERS_OF_TWO, "free": (),
+}  # fmt: skip
+_WEIGHT_SCALES: dict[ScaleGrid, tuple[float, ...]] = {**_ACTIVATION_SCALES, "short": WEIGHT_MANTISSAS}
 _FULL = (-127, 127)
 
 # The names that PaddleSlim configurations use -> the ONNX operators they become here.
@@ -41,7 +47,7 @@ class PlacementOptions:
     skip_patterns: nodes whose name or name scope contains one of these stay float.
     reduce_range: weights in [-64, 63], for x86 processors without VNNI.
     per_channel: one weight scale per output channel; otherwise one per tensor.
-    scale_bits: significant bits of every scale (QuantSpec.scale_bits).
+    scale_grid: what scales may be: short ones (decision 0005), powers of two, or any.
     """
 
     full: bool = True
@@ -49,7 +55,7 @@ class PlacementOptions:
     skip_patterns: tuple[str, ...] = ()
     reduce_range: bool = False
     per_channel: bool = True
-    scale_bits: int | None = None
+    scale_grid: ScaleGrid = "free"
 
 
 def place(model: ir.Model, target: str = "paddle_lite", options: PlacementOptions | None = None) -> Placement:
@@ -67,12 +73,13 @@ def place(model: ir.Model, target: str = "paddle_lite", options: PlacementOption
 class _Builder:
     def __init__(self, graph: ir.Graph, target: Target, options: PlacementOptions) -> None:
         self.graph, self.target, self.options = graph, target, options
-        self.activation = replace(target.activation, scale_bits=options.scale_bits)
+        self.activation = replace(target.activation, mantissas=_ACTIVATION_SCALES[options.scale_grid])
         self.nodes = list(graph)
         self.outputs = {str(v.name) for v in graph.outputs}
         self.skipped = {str(n.name) for n in self.nodes if self._matches(n, options.skip_patterns)}
         self.parent: dict[str, str] = {}
         self.fused: dict[str, str] = {}  # tensor inside a fused kernel -> why
+        self.sums: set[str] = set()  # roots of the groups that a sum of two tensors belongs to
 
     # ---- the two modes -----------------------------------------------------------------------------------------
 
@@ -80,6 +87,7 @@ class _Builder:
         self._check_roles()
         self._fuse_clamps()
         self._share_moves()
+        self.sums = {self._root(str(n.outputs[0].name)) for n in self.nodes if _is_sum(n)}
         decisions: dict[str, Decision] = {}
         for value in self._activations():
             decision = self._activation(value)
@@ -200,14 +208,24 @@ class _Builder:
             return Decision(name, "activation", None, "read only by operators that not_quant_pattern keeps float")
         consumers = live if len(live) < len({str(n.name) for n in readers}) else None
         if name in self.fused:
-            return Decision(name, "activation", self.activation, self.fused[name], fused=True)
+            return Decision(name, "activation", self._grid(name), self.fused[name], fused=True)
         if producer is None:
             reason = "the input image"
         elif name in self.outputs:
             reason = f"the output of the model, made by {producer.op_type}"
         else:
             reason = f"output of {producer.op_type}: every tensor of a fully integer model has a scale"
-        return Decision(name, "activation", self.activation, reason, consumers=consumers)
+        return Decision(name, "activation", self._grid(name), reason, consumers=consumers)
+
+    def _grid(self, name: str) -> QuantSpec:
+        """The grid of an activation.
+
+        A kernel that adds two tensors adds two products, each rounded; only a power of two keeps their sum exact. With
+        reduce_range, integer kernels are expected to give the simulation's numbers, and sums get such a scale.
+        """
+        if self.options.scale_grid == "short" and self.options.reduce_range and self._root(name) in self.sums:
+            return replace(self.activation, mantissas=POWERS_OF_TWO)
+        return self.activation
 
     def _point_to_owners(self, decisions: dict[str, Decision]) -> None:
         """The owner of a group is its first tensor, in order of computation, that a kernel really rounds."""
@@ -251,17 +269,21 @@ class _Builder:
         if (op in ("Conv", "Gemm") and index == 2) or (op == "Add" and _bias_of_add(node) is value):
             return Decision(name, "bias", INT32, f"bias of {op}: int32 at scale_x * scale_w")
         axis = _output_channel_axis(node, index, value) if self.options.per_channel else None
-        bits = self.options.scale_bits
+        mantissas = _WEIGHT_SCALES[self.options.scale_grid]
         if op in ("Conv", "Gemm", "MatMul"):
             how = "per output channel" if axis is not None else "per tensor"
-            spec = QuantSpec(low, high, axis=axis, scale_bits=bits)
+            spec = QuantSpec(low, high, axis=axis, mantissas=mantissas)
             return Decision(name, "weight", spec, f"weight of {op}: int8, symmetric, {how}")
-        spec = QuantSpec(*_FULL, scale_bits=bits)
+        spec = QuantSpec(*_FULL, mantissas=mantissas)
         return Decision(name, "weight", spec, f"constant operand of {op}: int8, symmetric, per tensor")
 
 
 def _name(node: ir.Node) -> str:
     return str(node.name)
+
+
+def _is_sum(node: ir.Node) -> bool:
+    return node.op_type in ("Add", "Sub") and all(v is not None and _is_activation(v) for v in node.inputs)
 
 
 def _is_activation(value: ir.Value) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fullquant.numerics.qparams import UNUSED_MANTISSA, FloatArray, QParams, QuantSpec, shortening_slack
+from fullquant.numerics.qparams import SHORTENING_SLACK, FloatArray, QParams, QuantSpec
 from fullquant.runtime import kernels
 
 Tensor = torch.Tensor
@@ -37,17 +37,15 @@ def _like(g: Tensor, x: Tensor) -> Tensor:
     return dense_view(g)[1]
 
 
-def step_size(log_scale: Tensor, scale_bits: int | None = None) -> Tensor:
-    """exp(log_scale), shortened to `scale_bits` as `numerics.qparams.short_scale` does; same shape, no gradient."""
+def step_size(log_scale: Tensor, mantissas: tuple[float, ...] = ()) -> Tensor:
+    """exp(log_scale), shortened as `numerics.qparams.short_scale` does; same shape, no gradient."""
     scale = torch.exp(log_scale.detach())
-    if scale_bits is None:
+    if not mantissas:
         return scale
-    mantissa, exponent = torch.frexp(scale.double())
-    unit = math.ldexp(1.0, scale_bits)
-    steps = torch.ceil(mantissa * unit * (1 - shortening_slack(scale_bits)))
-    steps = torch.where(steps == UNUSED_MANTISSA, UNUSED_MANTISSA + 1, steps)
-    shortened = torch.ldexp(steps / unit, exponent)
-    return shortened.to(log_scale.dtype)
+    half, exponent = torch.frexp(scale.double())
+    steps = torch.tensor([*mantissas, 2.0], dtype=torch.float64, device=scale.device)
+    index = torch.bucketize(2 * half * (1 - SHORTENING_SLACK), steps)
+    return torch.ldexp(steps[index], exponent - 1).to(log_scale.dtype)
 
 
 class _PerTensor(torch.autograd.Function):
@@ -55,12 +53,12 @@ class _PerTensor(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, log_scale: Tensor, scale_bits: int | None,
+        ctx: Any, x: Tensor, log_scale: Tensor, mantissas: tuple[float, ...],
         qlow: float, qhigh: float, low: float, high: float, inside: float,
     ) -> Tensor:  # fmt: skip
         x, flat = dense_view(x)
         y = torch.empty_like(x)
-        scale = float(step_size(log_scale, scale_bits))
+        scale = float(step_size(log_scale, mantissas))
         kernels.tensor_forward(flat.numpy(), dense_view(y)[1].numpy(), scale, qlow, qhigh, low, high)
         ctx.save_for_backward(x)
         ctx.constants = (scale, qlow, qhigh, low, high, inside)
@@ -82,11 +80,11 @@ class _PerChannel(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, w: Tensor, log_scale: Tensor, scale_bits: int | None, axis: int, qlow: float, qhigh: float
+        ctx: Any, w: Tensor, log_scale: Tensor, mantissas: tuple[float, ...], axis: int, qlow: float, qhigh: float
     ) -> Tensor:
         w, flat = dense_view(w)
         shape = _channel_shape(w, axis)
-        scale = step_size(log_scale, scale_bits)
+        scale = step_size(log_scale, mantissas)
         y = torch.empty_like(w)
         kernels.channels_forward(
             flat.view(shape).numpy(), dense_view(y)[1].view(shape).numpy(), scale.numpy(), qlow, qhigh
@@ -138,16 +136,16 @@ def reference_fake_quantize(
     high: float = math.inf,
     *,
     clip_only: bool = False,
-    scale_bits: int | None = None,
+    mantissas: tuple[float, ...] = (),
 ) -> Tensor:
     """The same in differentiable torch operators, for every device and for the tests of the kernels.
 
     log_scale: shape () or broadcastable to x.
     """
     scale = torch.exp(log_scale)
-    if scale_bits is not None:
+    if mantissas:
         # The gradient is that of the shortened scale as a multiple of the learned one.
-        scale = scale * (step_size(log_scale, scale_bits) / scale.detach())
+        scale = scale * (step_size(log_scale, mantissas) / scale.detach())
     clamped = torch.clamp(x, low, high) if math.isfinite(low) or math.isfinite(high) else x
     v = clamped / scale
     rounded: Tensor = _Round.apply(torch.clamp(v, qlow, qhigh))  # type: ignore[no-untyped-call]
@@ -167,7 +165,7 @@ def fake_quantize_tensor(
     high: float = math.inf,
     *,
     clip_only: bool = False,
-    scale_bits: int | None = None,
+    mantissas: tuple[float, ...] = (),
 ) -> Tensor:
     """Per_tensor fake-quantize of clamp(x, low, high); the fused activation is ReLU with low 0, ReLU6 with high 6.
 
@@ -175,22 +173,22 @@ def fake_quantize_tensor(
     """
     if x.device.type == "cpu" and x.dtype == torch.float32:
         result: Tensor = _PerTensor.apply(  # type: ignore[no-untyped-call]
-            x, log_scale, scale_bits, qlow, qhigh, low, high, 0.0 if clip_only else 1.0
+            x, log_scale, mantissas, qlow, qhigh, low, high, 0.0 if clip_only else 1.0
         )
         return result
-    return reference_fake_quantize(x, log_scale, qlow, qhigh, low, high, clip_only=clip_only, scale_bits=scale_bits)
+    return reference_fake_quantize(x, log_scale, qlow, qhigh, low, high, clip_only=clip_only, mantissas=mantissas)
 
 
 def fake_quantize_channels(
-    w: Tensor, log_scale: Tensor, axis: int, qlow: float, qhigh: float, *, scale_bits: int | None = None
+    w: Tensor, log_scale: Tensor, axis: int, qlow: float, qhigh: float, *, mantissas: tuple[float, ...] = ()
 ) -> Tensor:
     """Per_channel fake-quantize; log_scale (C,) runs along `axis`."""
     if w.device.type == "cpu" and w.dtype == torch.float32:
-        result: Tensor = _PerChannel.apply(w, log_scale, scale_bits, axis, qlow, qhigh)  # type: ignore[no-untyped-call]
+        result: Tensor = _PerChannel.apply(w, log_scale, mantissas, axis, qlow, qhigh)  # type: ignore[no-untyped-call]
         return result
     shape = [1] * w.ndim
     shape[axis] = -1
-    return reference_fake_quantize(w, log_scale.view(shape), qlow, qhigh, scale_bits=scale_bits)
+    return reference_fake_quantize(w, log_scale.view(shape), qlow, qhigh, mantissas=mantissas)
 
 
 class _Replace(torch.autograd.Function):
@@ -247,15 +245,15 @@ class FakeQuantize(nn.Module):
         if self.spec.axis is None:
             return fake_quantize_tensor(
                 x, self.log_scale, self.qlow, self.qhigh, self.low, self.high,
-                clip_only=self.clip_only, scale_bits=self.spec.scale_bits,
+                clip_only=self.clip_only, mantissas=self.spec.mantissas,
             )  # fmt: skip
         return fake_quantize_channels(
-            x, self.log_scale, self.spec.axis, self.qlow, self.qhigh, scale_bits=self.spec.scale_bits
+            x, self.log_scale, self.spec.axis, self.qlow, self.qhigh, mantissas=self.spec.mantissas
         )
 
     def step(self) -> Tensor:
         """The scale in use, shape () or (C,), without gradient."""
-        return step_size(self.log_scale, self.spec.scale_bits)
+        return step_size(self.log_scale, self.spec.mantissas)
 
     def scale(self) -> FloatArray:
         """The scale as float32 NumPy, shape () or (C,)."""

@@ -42,6 +42,8 @@ class Score:
             object.__setattr__(self, "rank", (self.metric,))
 
 
+_LARGEST_SCALE_RATE, _SCALES_PER_WEIGHT_RATE = 1e-2, 100.0
+
 Batches = Callable[[int, int], Iterator[npt.NDArray[np.float32]]]
 
 
@@ -60,8 +62,9 @@ class QatSettings:
     """steps: optimizer steps in all. eval_every: steps between validations. log_every: steps between loss reports.
 
     learning_rate: step -> rate of the weights; their optimizer clips gradients by itself, if asked to.
-    scale_rate: rate of the log-scales at the start; it follows the schedule of the weights relative to its largest
-    value. At 1e-2 a scale can change several times over in some hundred steps, which a bad start needs.
+    scale_rate: largest rate of the log-scales; it follows the schedule of the weights. None: 100 times the largest rate
+    of the weights, at most 1e-2. At 1e-2 a scale can change several times over in some hundred steps, which a bad start
+    needs and a good one does not survive; who trains the weights gently wants the scales gentle as well.
     learn_scales: whether they are trained at all. clip_decay: L2 decay of the clipping bounds, PACT's regulariser.
     target: training stops when the metric of the best state reaches it. checkpoint_every: steps between checkpoints.
     """
@@ -70,7 +73,7 @@ class QatSettings:
     eval_every: int
     log_every: int
     learning_rate: Callable[[int], float]
-    scale_rate: float = 1e-2
+    scale_rate: float | None = None
     target: float | None = None
     checkpoint_every: int = 500
     learn_scales: bool = True
@@ -121,10 +124,11 @@ class QatTrainer:
         self.checkpoint, self.digest, self.progress, self.resume = checkpoint, digest, progress, resume
         self.device = next(student.parameters()).device
         scales = scale_parameters(student) if settings.learn_scales else []
-        self.scale_optimizer = torch.optim.Adam(scales, lr=settings.scale_rate, betas=(0.9, 0.99)) if scales else None
         self._peak_rate = max(
-            (settings.learning_rate(s) for s in range(0, settings.steps, max(1, settings.steps // 200))), default=0.0
+            settings.learning_rate(s) for s in range(0, settings.steps, max(1, settings.steps // 200))
         )
+        self._scale_rate = scale_rate(settings.scale_rate, self._peak_rate)
+        self.scale_optimizer = torch.optim.Adam(scales, lr=self._scale_rate, betas=(0.9, 0.99)) if scales else None
         self.result = QatResult()
         self._best: dict[str, torch.Tensor] = {}
         self._student_nodes = sorted({t.student_node for t in self.terms})
@@ -208,7 +212,7 @@ class QatTrainer:
         if self.scale_optimizer is not None:
             share = rate / self._peak_rate if self._peak_rate > 0 else 1.0
             for group in self.scale_optimizer.param_groups:
-                group["lr"] = self.settings.scale_rate * share
+                group["lr"] = self._scale_rate * share
 
     def _report(self, step: int, loss: float, images: int, seconds: float) -> None:
         speed = images / max(seconds, 1e-9)
@@ -284,6 +288,11 @@ class QatTrainer:
         if self.progress is not None:
             self.progress.resumed(self.result.steps_done)
         return int(state["epoch"]), int(state["position"]), int(state["step"])
+
+
+def scale_rate(given: float | None, weight_rate: float) -> float:
+    """The rate of the log-scales: as given, else 100 times the largest rate of the weights, at most 1e-2."""
+    return given if given is not None else min(_LARGEST_SCALE_RATE, _SCALES_PER_WEIGHT_RATE * weight_rate)
 
 
 def scale_parameters(student: GraphModule) -> list[nn.Parameter]:
