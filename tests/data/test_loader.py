@@ -293,8 +293,9 @@ def test_interrupt_ends_script_and_workers(image_set: Path, tmp_path: Path) -> N
     process = _script(
         tmp_path,
         f"""
-        import time
+        import signal, time
         from fullquant.data import ImageLoader, Preprocess, find_images
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
         loader = ImageLoader(find_images({str(image_set)!r}, "train"), Preprocess(24, 32), 5, workers=2)
         iterator = iter(loader)
         next(iterator)
