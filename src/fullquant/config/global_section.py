@@ -103,6 +103,7 @@ class Global(Settings):
     val_list: str | None = None
     workers: int = 0
     on_bad_image: Literal["error", "skip"] = "error"
+    fast_decode: Literal["never", "training", "always"] = "training"
     augment: Augment = field(default_factory=Augment, metadata={"before": _augment})
     seed: int = 0
     input_shape: tuple[int, int, int, int] | None = None

@@ -12,12 +12,14 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from fullquant.data.augment import Augment, crop_box
+from fullquant.data.jpeg import reduce, reduction
 from fullquant.data.resize import UInt8Array, bilinear_noaa
 from fullquant.errors import ConfigError, DataError
 
 FloatArray = npt.NDArray[np.float32]
 Interpolation = Literal["lanczos", "bicubic", "bilinear", "hamming", "box", "nearest", "bilinear_noaa"]
 ChannelOrder = Literal["rgb", "bgr", "grey"]
+FastDecode = Literal["never", "training", "always"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,6 +32,8 @@ _PILLOW_FILTERS = {
     "box": Image.Resampling.BOX,
     "nearest": Image.Resampling.NEAREST,
 }
+# A filter that reads single pixels of a large image must find them: these keep the full size.
+_POINT_SAMPLED = ("nearest", "bilinear_noaa")
 # Modes that are resized as they are and converted afterwards, as PaddleClas's reader does; it matters for CMYK.
 _RESIZED_AS_STORED = ("RGB", "L", "CMYK", "RGBA")
 
@@ -47,6 +51,10 @@ class Preprocess:
     mean, std, scale: y = (x * scale - mean) / std per channel, x in 0..255, in the order of `channel_order`.
     channel_order: rgb, bgr, or grey (one channel; mean and std then have one number).
     exif_orientation: turn the image as its EXIF tag says; PaddleClas's reader (Pillow) does not.
+    fast_decode: where large JPEGs are decoded at a fraction of their size (`jpeg.reduce`), the largest factor at which
+        what is resized still has at least the pixels of the result: "training" (random crops), "always" (evaluation
+        too, which then no longer gives PaddleClas's pixels), "never". Not with filters that don't antialias, nor with
+        exif_orientation.
     """
 
     img_size: int | tuple[int, int] = 224
@@ -58,6 +66,7 @@ class Preprocess:
     scale: float = 1 / 255
     channel_order: ChannelOrder = "rgb"
     exif_orientation: bool = False
+    fast_decode: FastDecode = "training"
     height: int = field(init=False, repr=False)
     width: int = field(init=False, repr=False)
     _gain: FloatArray = field(init=False, repr=False, compare=False)
@@ -73,6 +82,8 @@ class Preprocess:
             )
         if self.channel_order not in get_args(ChannelOrder):
             raise ConfigError(f"channel_order {self.channel_order!r} is not one of {', '.join(get_args(ChannelOrder))}")
+        if self.fast_decode not in get_args(FastDecode):
+            raise ConfigError(f"fast_decode {self.fast_decode!r} is not one of {', '.join(get_args(FastDecode))}")
         self._check_resize()
         self._precompute()
 
@@ -133,8 +144,7 @@ class Preprocess:
         if image.mode not in _RESIZED_AS_STORED:
             image = _eight_bit(image)
         if augment is not None and random is not None and augment.random_crop:
-            image = image.crop(crop_box(image.width, image.height, augment, random))
-            pixels = self._resized(image, self.height, self.width)
+            pixels = self._cropped(image, crop_box(image.width, image.height, augment, random))
         else:
             pixels = self._evaluation_geometry(image)
         if augment is not None and random is not None and augment.flip and random.integers(0, 2) == 1:
@@ -185,7 +195,7 @@ class Preprocess:
     def _evaluation_geometry(self, image: Image.Image) -> UInt8Array:
         if self.keep_ratio_pad:
             width = min(self.width, math.ceil(self.height * image.width / float(image.height)))
-            return self._resized(image, self.height, width)
+            return self._shrunk(image, self.height, width)
         if self.resize_size is None:
             return self._centre(self._converted(image))
         if isinstance(self.resize_size, int):
@@ -193,7 +203,36 @@ class Preprocess:
             height, width = round(image.height * factor), round(image.width * factor)
         else:
             height, width = self.resize_size
-        return self._centre(self._resized(image, height, width))
+        return self._centre(self._shrunk(image, height, width))
+
+    def _shrunk(self, image: Image.Image, height: int, width: int) -> UInt8Array:
+        """The whole image at [height, width]."""
+        whole = (0, 0, image.width, image.height)
+        factor = self._reduced(image, whole, height, width) if self.fast_decode == "always" else 1
+        if factor == 1:
+            return self._resized(image, height, width)
+        return self._resized_part(image, whole, factor, height, width)
+
+    def _cropped(self, image: Image.Image, box: tuple[int, int, int, int]) -> UInt8Array:
+        """The part inside `box` at the input's size."""
+        factor = self._reduced(image, box, self.height, self.width) if self.fast_decode != "never" else 1
+        if factor == 1:
+            return self._resized(image.crop(box), self.height, self.width)
+        return self._resized_part(image, box, factor, self.height, self.width)
+
+    def _reduced(self, image: Image.Image, box: tuple[int, int, int, int], height: int, width: int) -> int:
+        """Choose the size at which the image is decoded, so that `box` keeps [height, width] pixels; the factor."""
+        if self.exif_orientation or self.interpolation in _POINT_SAMPLED:
+            return 1
+        return reduce(image, reduction(box[2] - box[0], box[3] - box[1], width, height))
+
+    def _resized_part(
+        self, image: Image.Image, box: tuple[int, int, int, int], factor: int, height: int, width: int
+    ) -> UInt8Array:
+        """The part inside `box` (in pixels of the full size) of an image reduced by `factor`, at [height, width]."""
+        left, top, right, bottom = (edge / factor for edge in box)
+        part = image.resize((width, height), _PILLOW_FILTERS[self.interpolation], box=(left, top, right, bottom))
+        return self._converted(part)
 
     def _resized(self, image: Image.Image, height: int, width: int) -> UInt8Array:
         if self.interpolation == "bilinear_noaa":
