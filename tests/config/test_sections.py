@@ -47,7 +47,7 @@ from fullquant.errors import ConfigError
         (Global, {"input_shape": [3, 48, 192]}, "Global.input_shape: [3, 48, 192] is not a list of 4"),
         (Global, {"input_shape": [-1, -1, 48, 192]}, "-1 where free"),
         (Global, {"workers": -1}, "Global.workers"),
-        (Global, {"fast_decode": True}, "Global.fast_decode: True is not one of never, training, always"),
+        (Global, {"fast_decode": True}, "Global.fast_decode: true is not one of never, training, always"),
         (Global, {"seed": -1}, "Global.seed"),
         (Distillation, {"alpha": 0}, "Distillation.alpha: [0.0] must be > 0"),
         (Distillation, {"loss": "l1"}, "Distillation.loss: 'l1' is not one of l2, soft_label"),
