@@ -34,7 +34,7 @@ HEAVY = {
     "paddle": ("runtime/paddle_session.py",),
     "openvino": ("runtime/sessions.py",),
     "onnxruntime": ("runtime/sessions.py",),
-    "numba": ("runtime/kernels.py",),
+    "numba": ("runtime/kernels/",),
     "matplotlib": (),
     "rapidocr_paddle": (),
 }

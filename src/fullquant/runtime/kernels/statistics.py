@@ -1,0 +1,99 @@
+"""What calibration counts and searches: ranges, histograms, and the weight scale with the least squared error."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from fullquant.runtime.kernels.fake_quantize import CHUNK, EXACT, FAST, Array
+
+
+@numba.njit(fastmath=EXACT, cache=True)
+def _chunk_range(x: Array) -> Any:
+    low = high = x[0]
+    unknown = 0
+    for i in range(x.shape[0]):
+        low = x[i] if x[i] < low else low
+        high = x[i] if x[i] > high else high
+        unknown += x[i] != x[i]  # only NaN differs from itself
+    return (low, high) if unknown == 0 else (np.float32(np.nan), np.float32(np.nan))
+
+
+@numba.njit(parallel=True, cache=True)
+def _range(x: Array, low: Array, high: Array) -> None:
+    n = x.shape[0]
+    for c in numba.prange(low.shape[0]):
+        low[c], high[c] = _chunk_range(x[c * CHUNK : min(n, (c + 1) * CHUNK)])
+
+
+def value_range(x: Array) -> tuple[float, float]:
+    """(min, max) of a one-dimensional array; NaN where it holds one."""
+    chunks = (x.shape[0] + CHUNK - 1) // CHUNK
+    low, high = np.empty(chunks, np.float32), np.empty(chunks, np.float32)
+    _range(x, low, high)
+    return float(low.min()), float(high.max())
+
+
+@numba.njit(cache=True)
+def _count(x: Array, counts: npt.NDArray[np.int64], low: Any, inverse_width: Any) -> None:
+    last = np.float32(counts.shape[0] - 1)
+    for i in range(x.shape[0]):
+        k = (x[i] - low) * inverse_width
+        k = np.float32(0.0) if k < np.float32(0.0) else k
+        k = last if k > last else k
+        counts[np.uintp(k)] += 1
+
+
+@numba.njit(parallel=True, cache=True)
+def _histogram(x: Array, counts: npt.NDArray[np.int64], low: Any, inverse_width: Any) -> None:
+    jobs = counts.shape[0]
+    n = x.shape[0]
+    for j in numba.prange(jobs):
+        _count(x[j * n // jobs : (j + 1) * n // jobs], counts[j], low, inverse_width)
+
+
+def add_to_histogram(x: Array, counts: npt.NDArray[np.int64], low: float, high: float) -> None:
+    """Adds the counts of x in len(counts) equal bins of [low, high] to `counts`; values outside go to the end bins."""
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"histogram range [{low}, {high}]")
+    parts = np.zeros((numba.get_num_threads(), counts.shape[0]), np.int64)
+    _histogram(x, parts, np.float32(low), np.float32(counts.shape[0] / (high - low)))
+    counts += parts.sum(axis=0)
+
+
+@numba.njit(fastmath=FAST, cache=True)
+def _squared_error(w: Array, scale: Any, qlow: Any, qhigh: Any) -> Any:
+    total = np.float32(0.0)
+    for i in range(w.shape[0]):
+        q = np.rint(w[i] / scale)
+        q = qlow if q < qlow else q
+        q = qhigh if q > qhigh else q
+        d = q * scale - w[i]
+        total += d * d
+    return total
+
+
+@numba.njit(parallel=True, fastmath=FAST, cache=True)
+def _channel_errors(
+    w: Array, factors: Array, qlow: Any, qhigh: Any, errors: npt.NDArray[np.float64], peak: Array
+) -> None:
+    for c in numba.prange(w.shape[0]):
+        largest = np.float32(0.0)
+        for value in w[c]:
+            largest = max(largest, abs(value))
+        peak[c] = largest
+        for f in range(factors.shape[0]):
+            scale = largest * factors[f] / qhigh
+            errors[c, f] = _squared_error(w[c], scale, qlow, qhigh) if scale > 0 else np.float32(0.0)
+
+
+def channel_errors(w: Array, factors: Array, qlow: float, qhigh: float) -> tuple[Array, npt.NDArray[np.float64]]:
+    """(abs-max (C,), squared error (C, F)) of w (C, K) with scale = factor * abs-max / qhigh for each factor (F,)."""
+    errors = np.zeros((w.shape[0], factors.shape[0]))
+    peak = np.zeros(w.shape[0], np.float32)
+    _channel_errors(w, factors, np.float32(qlow), np.float32(qhigh), errors, peak)
+    return peak, errors
