@@ -30,7 +30,7 @@ SHARED_LEAVES = frozenset({"fullquant.placement.decision"})
 
 # package -> the only places that import it
 HEAVY = {
-    "torch": ("runtime/", "training/", "calibration/", "distributed.py"),
+    "torch": ("runtime/", "training/", "calibration/", "distributed/"),
     "paddle": ("runtime/paddle_session.py",),
     "openvino": ("runtime/sessions.py",),
     "onnxruntime": ("runtime/sessions.py",),
