@@ -1,0 +1,125 @@
+"""Several programs measured in one run, one at a time and in turn: A B C, A B C, ...
+
+Each variant lives in a process of its own (workers/*.py) with its own interpreter. Only the one whose turn it is
+computes, so that drift of the machine hits all of them alike, and the peak of memory is that of one variant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+WORKERS = Path(__file__).parent / "workers"
+# OpenMP threads spin for a while after their work (libiomp5: 200 ms); the next variant must not compete with them.
+_PAUSE_WITH_THREADS = 0.3
+_LINES_OF_A_FAILURE = 25
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A program to measure. script: a file in workers/; python: the interpreter that has what it needs."""
+
+    name: str
+    script: str
+    arguments: Sequence[str] = ()
+    python: str = sys.executable
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Series:
+    """What a variant's steps took, and what it said about itself."""
+
+    seconds: list[float] = field(default_factory=list)
+    peak_mib: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """The number of threads for every library that has its own variable for it."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
+# What fullquant does with mallopt (runtime/memory.py), through glibc's variables, for a peer that does not do it.
+KEPT_BLOCKS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+
+
+class _Worker:
+    """The process of one variant."""
+
+    def __init__(self, variant: Variant, threads: int, errors: Path) -> None:
+        self.variant, self._errors = variant, errors
+        with errors.open("wb") as log:
+            self._process = subprocess.Popen(
+                [variant.python, str(WORKERS / variant.script), *variant.arguments],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                env={**os.environ, **thread_environment(threads), **variant.environment},
+            )  # fmt: skip
+        self.series = Series(facts=self._answer()["ready"])
+
+    def steps(self, count: int) -> list[float]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        self.series.peak_mib = answer["peak_mib"]
+        return list(answer["seconds"])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            status = self._process.wait()
+            lines = self._errors.read_text(errors="replace").splitlines()[-_LINES_OF_A_FAILURE:]
+            raise SystemExit("\n".join([*lines, f"{self.variant.name}: the worker ended with status {status}"]))
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextmanager
+def _workers(variants: Sequence[Variant], threads: int) -> Iterator[list[_Worker]]:
+    """Started one after the other: the set-up of one never runs beside the set-up of another."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fullquant-benchmark-")))
+        started = []
+        for index, variant in enumerate(variants):
+            print(f"setting up: {variant.name}", file=sys.stderr, flush=True)
+            started.append(_Worker(variant, threads, folder / f"{index}.log"))
+            stack.callback(started[-1].close)
+        yield started
+
+
+def alternate(
+    variants: Sequence[Variant], *, repeats: int, warmup: int = 3, per_turn: int = 1, threads: int = 1
+) -> dict[str, Series]:
+    """`repeats` steps of every variant by name, `per_turn` at a time; `warmup` steps before them are not counted."""
+    pause = _PAUSE_WITH_THREADS if threads > 1 else 0.0
+    with _workers(variants, threads) as workers:
+        for worker in workers:
+            worker.steps(warmup)
+        while any(len(worker.series.seconds) < repeats for worker in workers):
+            for worker in workers:
+                time.sleep(pause)
+                count = min(per_turn, repeats - len(worker.series.seconds))
+                worker.series.seconds += worker.steps(count)
+            print(f"{len(workers[0].series.seconds)} of {repeats} steps", file=sys.stderr, flush=True)
+        return {worker.variant.name: worker.series for worker in workers}
