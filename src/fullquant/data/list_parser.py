@@ -41,18 +41,26 @@ def parse_list(file: Path) -> ParsedList:
         raise DataError(f"image list {file} is UTF-16, as PowerShell's > writes it; save it as UTF-8")
     if text[:3].tobytes() == _BYTE_ORDER_MARK:
         text = text[3:]
-    blocks: list[tuple[_Positions, npt.NDArray[np.int32], _Labels]] = []
-    begin, line_number = 0, 1
+    most = _count_lines(text)
+    starts, lengths, labels = np.empty(most, np.int64), np.empty(most, np.int32), np.empty(most, np.int32)
+    begin, line_number, found = 0, 1, 0
     while begin < len(text):
         end = _block_end(text, begin)
         line_starts, line_ends = _lines(text, begin, end)
-        blocks.append(_parse_block(text, line_starts, line_ends, file, line_number))
+        block = _parse_block(text, line_starts, line_ends, file, line_number)
+        here = slice(found, found + len(block[2]))
+        starts[here], lengths[here], labels[here] = block
         line_number += len(line_starts)
-        begin = end
-    if not blocks or not sum(len(labels) for _, _, labels in blocks):
+        begin, found = end, here.stop
+    if not found:
         raise DataError(f"image list {file} is empty")
-    starts, lengths, labels = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    return ParsedList(text, starts, lengths, labels)
+    return ParsedList(text, starts[:found], lengths[:found], labels[:found])
+
+
+def _count_lines(text: _Bytes) -> int:
+    """Lines of the text, blank ones too; the last need not end with a line break."""
+    blocks = (text[begin : begin + _BLOCK_BYTES] for begin in range(0, len(text), _BLOCK_BYTES))
+    return 1 + sum(int(np.count_nonzero(block == _NEWLINE)) for block in blocks)
 
 
 def _block_end(text: _Bytes, begin: int) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fullquant.data.list_parser import parse_list
+from fullquant.data.shared_list import parse_list_once
 from fullquant.errors import DataError
 
 UNLABELLED = -1
@@ -50,14 +51,26 @@ class ImageList:
     ) -> ImageList:
         """A list from paths (relative to `root`, or absolute); without labels all are UNLABELLED."""
         names = [path if isinstance(path, bytes) else os.fsencode(path) for path in paths]
-        lengths = np.fromiter((len(name) for name in names), np.int32, len(names))
-        starts = np.zeros(len(names), np.int64)
-        np.cumsum(lengths[:-1], out=starts[1:])
         known = np.full(len(names), UNLABELLED, np.int32) if labels is None else np.asarray(labels, np.int32)
         if known.shape != (len(names),):
             raise DataError(f"{source or root}: {len(names)} paths, but labels of shape {known.shape}")
-        text = np.frombuffer(b"".join(names), np.uint8)
-        return cls(Path(root), source or str(root), known, tuple(classes), _text=text, _starts=starts, _lengths=lengths)
+        return cls.from_text(Path(root), b"".join(names), _sizes(names), known, source or str(root), tuple(classes))
+
+    @classmethod
+    def from_text(
+        cls,
+        root: Path,
+        text: bytes | bytearray,
+        lengths: npt.NDArray[np.int32],
+        labels: npt.NDArray[np.int32],
+        source: str,
+        classes: tuple[str, ...] = (),
+    ) -> ImageList:
+        """A list from the paths one behind the other, without separators, and their lengths in bytes."""
+        starts = np.zeros(len(lengths), np.int64)
+        np.cumsum(lengths[:-1], out=starts[1:])
+        characters = np.frombuffer(text, np.uint8)
+        return cls(root, source, labels, classes, _text=characters, _starts=starts, _lengths=lengths)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -105,17 +118,24 @@ class ImageList:
         return self.subset(np.random.default_rng(seed).integers(edges[:-1], edges[1:]))
 
 
-def read_list(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> ImageList:
+def read_list(
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    *,
+    shared: str | os.PathLike[str] | None = None,
+) -> ImageList:
     """Read a PaddleClas list file: a line is "relative/path label", the label being the last field.
 
     Paths may contain spaces; blank lines, CRLF, tabs and a byte-order mark are tolerated. `root` defaults to the
     folder of the list. Raises DataError with file:line for a line that is not so, if nothing is listed, or if none of
     a few listed images exists.
+    shared: a folder for the parsed list, `shared_list.default_folder()` as a rule: of the processes of a machine that
+        name the same one, the first parses, and all map the same memory. None: parsed into this process's memory.
     """
     file = Path(path)
     if not file.is_file():
         raise DataError(f"image list {file} does not exist")
-    parsed = parse_list(file)
+    parsed = parse_list(file) if shared is None else parse_list_once(file, Path(shared))
     folder = file.parent if root is None else Path(root)
     images = ImageList(
         folder, str(file), parsed.labels, _text=parsed.text, _starts=parsed.starts, _lengths=parsed.lengths
@@ -137,15 +157,17 @@ def read_class_folders(folder: str | os.PathLike[str], classes: Sequence[str] | 
     unknown = [name for name in present if name not in label_of]
     if unknown:
         raise DataError(f"class folder {root / unknown[0]} has no counterpart among the {len(names)} training classes")
-    paths: list[str] = []
-    labels: list[int] = []
+    text = bytearray()  # bytes, not a list of texts: a path then takes no more than its letters
+    lengths: list[npt.NDArray[np.int32]] = []
+    labels: list[npt.NDArray[np.int32]] = []
     for name in present:
-        found = _image_names(root / name)
-        paths += [f"{name}/{image}" for image in found]
-        labels += [label_of[name]] * len(found)
-    if not paths:
+        found = [os.fsencode(f"{name}/{image}") for image in _image_names(root / name)]
+        text += b"".join(found)
+        lengths.append(_sizes(found))
+        labels.append(np.full(len(found), label_of[name], np.int32))
+    if not text:
         raise DataError(f"no images in the class folders under {root} ({_suffixes()})")
-    return ImageList.from_paths(root, paths, labels, source=str(root), classes=names)
+    return ImageList.from_text(root, text, np.concatenate(lengths), np.concatenate(labels), str(root), tuple(names))
 
 
 def read_flat_folder(folder: str | os.PathLike[str]) -> ImageList:
@@ -159,12 +181,14 @@ def read_flat_folder(folder: str | os.PathLike[str]) -> ImageList:
     return ImageList.from_paths(root, names, source=str(root))
 
 
-def find_images(data_dir: str | os.PathLike[str], split: Split) -> ImageList:
+def find_images(
+    data_dir: str | os.PathLike[str], split: Split, *, shared: str | os.PathLike[str] | None = None
+) -> ImageList:
     """The training or validation images of a data set folder, in whichever of these forms is found first.
 
     1. `<split>_list.txt`, a PaddleClas list; 2. `<split>/<class>/*.jpg`; 3. `<split>/*.jpg` without labels;
     and, for training only, in `data_dir` itself: 4. `<class>/*.jpg`; 5. `*.jpg` without labels.
-    Raises DataError saying what was looked for.
+    shared: as in `read_list`, for the first form. Raises DataError saying what was looked for.
     """
     root = Path(data_dir)
     if not root.is_dir():
@@ -172,7 +196,7 @@ def find_images(data_dir: str | os.PathLike[str], split: Split) -> ImageList:
         raise DataError(f"data folder {root} {what} (Global.data_dir)")
     list_file, folder = root / f"{split}_list.txt", root / split
     if list_file.is_file():
-        return read_list(list_file)
+        return read_list(list_file, shared=shared)
     if folder.is_dir():
         return read_folder(folder, root / "train" if split == "val" else None)
     if split == "train" and (_class_names(root) or _image_names(root)):
@@ -214,6 +238,10 @@ def _image_names(folder: Path) -> list[str]:
 def _is_image(name: str) -> bool:
     """Hidden files are none: macOS puts a ._a.jpg, which is no JPEG, beside each a.jpg on foreign disks."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _sizes(names: Sequence[bytes]) -> npt.NDArray[np.int32]:
+    return np.fromiter((len(name) for name in names), np.int32, len(names))
 
 
 def _suffixes() -> str:

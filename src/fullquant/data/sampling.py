@@ -58,7 +58,7 @@ class Sampling:
         indices: IndexArray = np.arange(self.count, dtype=np.int32 if self.count < 2**31 else np.int64)
         if self.shuffle:
             np.random.default_rng((self.seed, epoch)).shuffle(indices)
-        return indices[self.rank :: self.world]
+        return indices if self.world == 1 else indices[self.rank :: self.world].copy()  # a view would keep them all
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[IndexArray]:
         """The epoch's batches of indices from batch `start` on."""
