@@ -10,6 +10,7 @@ not at all.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import itertools
 import logging
@@ -64,10 +65,18 @@ def parse_list_once(file: Path, folder: Path) -> ParsedList:
             if _version(file) != before:
                 raise DataError(f"image list {file} was changed while it was read: start again")
             _write(parsed, place)
-            return _mapped(place) or parsed
+            del parsed
+            _give_freed_memory_back()
+            return _mapped(place) or parse_list(file)
     except OSError as error:
         _log.warning("the list %s is not shared by the processes of this machine (%s: %s)", file, folder, error)
         return parse_list(file)
+
+
+def _give_freed_memory_back() -> None:
+    """Ask glibc to; where the runtime has told it to keep large blocks, it would hold the parse's memory for good."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _version(file: Path) -> str:
