@@ -54,6 +54,30 @@ def thread_environment(threads: int) -> dict[str, str]:
 KEPT_BLOCKS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 
+def _failed(variant: Variant, errors: Path, status: int) -> SystemExit:
+    """The end of what a worker wrote to stderr, as the message with which the benchmark ends."""
+    lines = errors.read_text(errors="replace").splitlines()[-_LINES_OF_A_FAILURE:]
+    return SystemExit("\n".join([*lines, f"{variant.name}: the worker ended with status {status}"]))
+
+
+def _command(variant: Variant) -> list[str]:
+    return [variant.python, str(WORKERS / variant.script), *variant.arguments]
+
+
+def run_once(variant: Variant, threads: int = 1) -> dict[str, Any]:
+    """The one answer of a worker that runs to its end, with the wall time of its process as "seconds"."""
+    with tempfile.NamedTemporaryFile(prefix="fullquant-benchmark-", suffix=".log") as log:
+        began = time.perf_counter()
+        result = subprocess.run(
+            _command(variant), stdout=subprocess.PIPE, stderr=log, text=True, stdin=subprocess.DEVNULL, check=False,
+            env={**os.environ, **thread_environment(threads), **variant.environment},
+        )  # fmt: skip
+        seconds = time.perf_counter() - began
+        if result.returncode != 0:
+            raise _failed(variant, Path(log.name), result.returncode)
+    return {**json.loads(result.stdout), "seconds": seconds}
+
+
 class _Worker:
     """The process of one variant."""
 
@@ -61,7 +85,7 @@ class _Worker:
         self.variant, self._errors = variant, errors
         with errors.open("wb") as log:
             self._process = subprocess.Popen(
-                [variant.python, str(WORKERS / variant.script), *variant.arguments],
+                _command(variant),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                 env={**os.environ, **thread_environment(threads), **variant.environment},
             )  # fmt: skip
@@ -79,9 +103,7 @@ class _Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            status = self._process.wait()
-            lines = self._errors.read_text(errors="replace").splitlines()[-_LINES_OF_A_FAILURE:]
-            raise SystemExit("\n".join([*lines, f"{self.variant.name}: the worker ended with status {status}"]))
+            raise _failed(self.variant, self._errors, self._process.wait())
         found: dict[str, Any] = json.loads(line)
         return found
 

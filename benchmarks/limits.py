@@ -8,14 +8,10 @@ own. Fused with a pointwise operator (ReLU, HardSwish, addition) it needs no pas
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
-import sys
 from functools import cache
 
-from alternate import WORKERS, Series, thread_environment
+from alternate import Series, Variant, run_once
 
 FORWARD_PASSES = 4
 BYTES_PER_ELEMENT = 5 * 4
@@ -24,12 +20,8 @@ BYTES_PER_ELEMENT = 5 * 4
 @cache
 def speed(threads: int) -> dict[str, float]:
     """What workers/speed.py measures in a process with so many threads."""
-    result = subprocess.run(
-        [sys.executable, str(WORKERS / "speed.py")], stdout=subprocess.PIPE, text=True, check=True,
-        env={**os.environ, **thread_environment(threads)},
-    )  # fmt: skip
-    found: dict[str, float] = json.loads(result.stdout)
-    return found
+    answer = run_once(Variant("speed of the machine", "speed.py"), threads)
+    return {name: float(answer[name]) for name in ("multiplications_per_s", "bytes_per_s")}
 
 
 def limits(series: Series, threads: int) -> dict[str, float]:

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,32 @@ class Finished(BaseException):
     """Leaves a training loop that has no other way out. Not an Exception, so that no loop takes it for a failure."""
 
 
+class Answers:
+    """JSON lines to the coordinator, on what was stdout; whatever is printed from now on goes to stderr."""
+
+    def __init__(self) -> None:
+        self._lines = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)
+
+    def say(self, **answer: Any) -> None:
+        """One object, one line."""
+        self._lines.write(json.dumps(answer) + "\n")
+
+
+class Clock:
+    """Seconds of the parts of a program that runs once."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Measures a part by name."""
+        began = time.perf_counter()
+        yield
+        self.parts[name] = time.perf_counter() - began
+
+
 class Gate:
     """Feeds a training loop one batch at a time, whenever the coordinator asks for a step.
 
@@ -32,12 +59,11 @@ class Gate:
     """
 
     def __init__(self) -> None:
-        self._answers = os.fdopen(os.dup(1), "w", buffering=1)
-        os.dup2(2, 1)
+        self._answers = Answers()
 
     def batches(self, batches: Sequence[Batch], **facts: Any) -> Iterator[Batch]:
         """The batches in turn, until the coordinator closes stdin. facts: anything worth a place in the results."""
-        self._say({"ready": facts})
+        self._answers.say(ready=facts)
         _forget_peak()
         done = 0
         for line in sys.stdin:
@@ -47,10 +73,7 @@ class Gate:
                 yield batches[done % len(batches)]
                 seconds.append(time.perf_counter() - began)
                 done += 1
-            self._say({"seconds": seconds, "peak_mib": _peak_mib()})
-
-    def _say(self, answer: dict[str, Any]) -> None:
-        self._answers.write(json.dumps(answer) + "\n")
+            self._answers.say(seconds=seconds, peak_mib=peak_mib())
 
 
 def _forget_peak() -> None:
@@ -61,7 +84,7 @@ def _forget_peak() -> None:
         print("the peak of memory includes the set-up: /proc/self/clear_refs cannot be written", file=sys.stderr)
 
 
-def _peak_mib() -> float | None:
+def peak_mib() -> float | None:
     """VmHWM of this process in MiB; None where there is no /proc."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -6,7 +6,7 @@ import nncf
 import torch
 from gate import Gate, versions
 from mobilenetv3 import mobilenetv3_large
-from torch_loop import arguments, memory_format, tensors, train
+from torch_loop import arguments, memory_format, perturb, tensors, train
 
 _CALIBRATION_IMAGES = 8
 
@@ -18,6 +18,7 @@ def main() -> None:
     batches = tensors(given)
     teacher = mobilenetv3_large().to(memory_format=layout)
     student: torch.nn.Module = mobilenetv3_large().to(memory_format=layout)
+    perturb(student.parameters())
     if given.variant == "qat":
         sample = batches[0][:_CALIBRATION_IMAGES].contiguous(memory_format=layout)
         student = nncf.quantize(student, nncf.Dataset([sample]), subset_size=1)

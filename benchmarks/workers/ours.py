@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from gate import Finished, Gate, versions
 from images import image_batches
+from torch_loop import perturb
 
 from fullquant.auto_compression import stages
 from fullquant.calibration.calibrator import observed_tensors
@@ -142,6 +143,7 @@ def main() -> None:
     facts: dict[str, Any] = {"versions": versions("fullquant", "torch", "numpy", "numba")}
     facts["work"] = work_of_a_step(model, teacher, config, arrays[0])
     student = student_of(given.variant, model, teacher, config, arrays[0])
+    perturb(student.weights.values())
     facts["fake_quantizers"] = len(student.fake_quantizers())
     plan = stages.TrainingPlan(_ENDLESS, None, 1.0, None, "", progress=False)
     try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import torch
+from gate import Answers
 
 from fullquant.runtime.devices import prepare_runtime
 
@@ -25,12 +25,13 @@ def best(function: object, *arguments: torch.Tensor) -> float:
 
 
 def main() -> None:
+    answers = Answers()
     prepare_runtime("cpu")
     a, b = torch.rand(_SIDE, _SIDE), torch.rand(_SIDE, _SIDE)
     product = best(torch.mm, a, b)
     source, target = torch.rand(_ELEMENTS), torch.rand(_ELEMENTS)
     copy = best(target.copy_, source)
-    print(json.dumps({"multiplications_per_s": _SIDE**3 / product, "bytes_per_s": 2 * 4 * _ELEMENTS / copy}))
+    answers.say(multiplications_per_s=_SIDE**3 / product, bytes_per_s=2 * 4 * _ELEMENTS / copy)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import copy
 import torch
 from gate import Gate, versions
 from mobilenetv3 import mobilenetv3_large
-from torch_loop import arguments, memory_format, tensors, train
+from torch_loop import arguments, memory_format, perturb, tensors, train
 from torchao.quantization.pt2e import move_exported_model_to_train
 from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 from torchao.quantization.pt2e.quantizer import Quantizer
@@ -40,6 +40,7 @@ def main() -> None:
     batches = tensors(given)
     teacher = mobilenetv3_large().to(memory_format=layout).eval()
     student: torch.nn.Module = copy.deepcopy(teacher)
+    perturb(student.parameters())
     if given.variant == "qat":
         student = student_of(student, batches[0], given.quantizer)
     fake_quantizers = sum("FakeQuant" in type(module).__name__ for module in student.modules())
