@@ -17,7 +17,15 @@ import numpy.typing as npt
 
 from fullquant.auto_compression import reporting
 from fullquant.auto_compression.exporting import ExportedFiles, check_save_dir, export, make_save_dir, paddle_names
-from fullquant.auto_compression.loaders import TrainingData, check_images, check_labels, free_or_fixed
+from fullquant.auto_compression.loaders import (
+    DealtBatches,
+    TrainingData,
+    check_images,
+    check_labels,
+    free_or_fixed,
+    pool_skipped,
+    share_of,
+)
 from fullquant.auto_compression.stages import (
     QuantizedModel,
     calibrated,
@@ -36,6 +44,7 @@ from fullquant.auto_compression.validation import (
 from fullquant.auto_compression.verification import float_latency, verify
 from fullquant.config import Config, QuantPost, load_config
 from fullquant.data import ImageLoader, as_feeds
+from fullquant.distributed import ALONE, World, joined
 from fullquant.errors import ConfigError, ModelError, TrainingError
 from fullquant.passes import prepare
 from fullquant.placement.place import place
@@ -45,7 +54,7 @@ from fullquant.report.record import Record, ResultRow, digest, file_entry, write
 from fullquant.runtime.devices import prepare_runtime
 from fullquant.runtime.executor import GraphModule
 from fullquant.runtime.simulator import Simulator
-from fullquant.training.qat import QatResult, Score
+from fullquant.training.qat import QatResult
 
 log = logging.getLogger("fullquant")
 FloatArray = npt.NDArray[np.float32]
@@ -97,6 +106,8 @@ class AutoCompression:
     target_speedup: PaddleSlim uses it to choose a pruning ratio; fullquant does not prune, so only None is accepted.
     device: "cpu", "cuda", "cuda:1"; None takes the GPU where there is one.
 
+    In several processes (torchrun, paddle.distributed.launch) train_dataloader gives each its own batches, and
+    eval_dataloader gives all the same, which are then dealt out.
     Raises ConfigError, ModelError and DataError (all FullquantError) for wrong settings, models and data.
     """
 
@@ -134,6 +145,7 @@ class AutoCompression:
         self.target = self.config.target(deploy_hardware)
         self.progress = progress
         self.device = device
+        self._world = ALONE
         self._names = paddle_names(str(self.files.model), None if self.files.params is None else str(self.files.params))
         self._source = read_model(model_dir, model_filename, params_filename, self._shapes(input_shapes))
         self._refuse_quantized()
@@ -197,26 +209,28 @@ class AutoCompression:
         return source.batch_size if isinstance(source, ImageLoader) else self.config.global_section.batch_size
 
     def _validation(self, teacher: GraphModule, calibration: Sequence[FloatArray]) -> Validation:
-        loader = self._labelled_loader()
-        if loader is not None:
-            return LabelledValidation(
-                loader, Simulator(teacher), probabilities=self._probabilities, progress=self.progress
-            )
+        common: dict[str, Any] = {"probabilities": self._probabilities, "world": self._world}
         if self._eval_callback is not None:
-            return CallbackValidation(self._eval_callback)
+            return CallbackValidation(self._eval_callback, self._world)
+        if self._eval_source is not None:
+            own = self._evaluation(self._world)
+            if self._world.on_first(lambda: labelled(own)):
+                return LabelledValidation(own, Simulator(teacher), progress=self._bars, **common)
         log.warning(
             "no eval_dataloader with labels and no eval_callback: agreement with the float model chooses the best model"
         )
-        return AgreementValidation(calibration, Simulator(teacher), probabilities=self._probabilities)
+        return AgreementValidation(calibration, Simulator(teacher), **common)
 
-    def _labelled_loader(self) -> Any:
-        """(images, labels) batches, or None. A callback of the user's comes before labels."""
-        if self._eval_source is None or self._eval_callback is not None:
-            return None
+    def _evaluation(self, world: World) -> Any:
+        """The (images, labels) of eval_dataloader: this process's share of them, or all for a world of one."""
         loader = self._eval_source
-        if not isinstance(loader, ImageLoader):
-            loader = _Batches(as_feeds(loader, self.input_name, self._image))
-        return loader if labelled(loader) else None
+        if isinstance(loader, ImageLoader):
+            return share_of(loader, world)
+        return DealtBatches(as_feeds(loader, self.input_name, self._image), world)
+
+    @property
+    def _bars(self) -> bool:
+        return self.progress and self._world.first
 
     # ---- the run -----------------------------------------------------------------------------------------------
 
@@ -226,37 +240,65 @@ class AutoCompression:
         TrainingError after a non-finite loss: raised when the best model so far has been written. ExportError where
         nothing can be written to save_dir, before anything is done.
         """
-        make_save_dir(self.save_dir)
+        with joined(self.device) as (world, device):
+            self._world = world
+            return self._compress(world, device)
+
+    def _compress(self, world: World, own_device: str | None) -> CompressionResult:
+        world.on_first(lambda: make_save_dir(self.save_dir))
+        self._check_dealt()
         clock = _Clock()
-        device = prepare_runtime(self.device, seed=self.config.global_section.seed)
+        device = prepare_runtime(own_device, seed=self.config.global_section.seed)
         placement = place(self.model, self.target, placement_options(self.config))
         teacher = GraphModule(self.model).to(device).eval()
         observer = self.config.quantization.observer
-        calibration = self.data.calibration(observer.images)
+        calibration = self.data.calibration(observer.images, world)
         with clock.stage("evaluate float"):
             validation = self._validation(teacher, calibration)
             self._check_origin(validation, teacher)
         with clock.stage("calibrate"):
             student = calibrated(
                 self.model, teacher, placement, calibration, observer,
-                correct=self._corrects(), probabilities=self._probabilities, progress=self.progress,
+                correct=self._corrects(), probabilities=self._probabilities, progress=self._bars, world=world,
             )  # fmt: skip
         ptq = finished(self.model, copy.deepcopy(student))
         result, failure = None, None
         if self.config.strategy == "qat":
             student.load_state_dict(ptq.student.state_dict())
+            world.share_state(student.state_dict())
             with clock.stage("train"):
                 result, failure = self._train(teacher, student, validation)
-        kept, reason = _kept(result, validation)
+        kept, reason = reporting.kept_stage(result, validation)
         final = finished(self.model, student) if kept == "QAT" else ptq
-        files = export(final, self.save_dir, self._names)
-        log.info("written: %s", ", ".join(str(p) for p in files.paths()))
-        with clock.stage("verify"):
-            rows = self._verify(teacher, ptq, final, files, kept, calibration)
-        record = self._report(final, rows, files, result, kept, reason, clock.seconds)
+        for loader in self._image_loaders():
+            pool_skipped(loader, world)
+
+        def write() -> CompressionResult:
+            files = export(final, self.save_dir, self._names)
+            log.info("written: %s", ", ".join(str(p) for p in files.paths()))
+            with clock.stage("verify"):
+                images = self._verification_loader(validation, calibration)
+                rows = self._verify(teacher, ptq, final, files, kept, images, calibration[0].shape[1:])
+            record = self._report(final, rows, files, result, kept, reason, clock.seconds)
+            return CompressionResult(self.save_dir, files, record)
+
+        written = world.on_first(write)
         if failure is not None:
             raise failure
-        return CompressionResult(self.save_dir, files, record)
+        return written
+
+    def _image_loaders(self) -> list[ImageLoader]:
+        return [loader for loader in (self.data.source, self._eval_source) if isinstance(loader, ImageLoader)]
+
+    def _check_dealt(self) -> None:
+        source = self.data.source
+        if isinstance(source, ImageLoader) and self.config.strategy == "qat":
+            dealt = source.sampling.rank, source.sampling.world
+            if dealt != (self._world.rank, self._world.size):
+                raise ConfigError(
+                    f"the train_dataloader deals its images out to {dealt[1]} process(es), and there are "
+                    f"{self._world.size}: give ImageLoader rank and world"
+                )
 
     def _corrects(self) -> bool:
         settings = self.config.quantization
@@ -280,9 +322,10 @@ class AutoCompression:
         self, teacher: GraphModule, student: GraphModule, validation: Validation
     ) -> tuple[QatResult | None, TrainingError | None]:
         batch = self._batch_size()
-        plan = plan_training(self.config, self.data, batch, self.save_dir / ".checkpoint.pt", self._digest())
-        self._tell_rate(batch, plan.rate_factor)
-        plan = replace(plan, progress=self.progress)
+        checkpoint = self.save_dir / ".checkpoint.pt"
+        plan = plan_training(self.config, self.data, batch, checkpoint, self._digest(), self._world)
+        self._tell_rate(batch * self._world.size, plan.rate_factor)
+        plan = replace(plan, progress=self._bars)
         validation.start = self._start_metric(validation, student)
         result, error = train(self.model, teacher, student, self.data, validation, self.config, plan)
         return (result if result.scores else None), error
@@ -298,7 +341,10 @@ class AutoCompression:
             student.freeze(False)
 
     def _tell_rate(self, batch: int, factor: float) -> None:
+        """batch: the images of one step, over all processes."""
         base = self.config.train.base_batch_size
+        if self._world.size > 1:
+            log.info("%d processes, %d images a step", self._world.size, batch)
         if base is not None:
             log.info("learning rate times %.4g: batch size %d against base_batch_size %d", factor, batch, base)
         elif batch != 32:
@@ -315,16 +361,16 @@ class AutoCompression:
         settings["train"] = {
             k: v for k, v in settings["train"].items() if k not in ("resume", "checkpoint_iter", "logging_iter")
         }
-        return digest({"files": entries, "config": settings, "target": self.target})
+        return digest({
+            "files": entries, "config": settings, "target": self.target, "processes": self._world.size
+        })  # fmt: skip
 
     # ---- results -----------------------------------------------------------------------------------------------
 
     def _verify(
         self, teacher: GraphModule, ptq: QuantizedModel, final: QuantizedModel, files: ExportedFiles, kept: str,
-        calibration: Sequence[FloatArray],
+        loader: Any, shape: tuple[int, ...],
     ) -> list[ResultRow]:  # fmt: skip
-        loader = self._verification_loader(calibration)
-        shape = tuple(int(n) for n in calibration[0].shape[1:])
         common: dict[str, Any] = {"shape": shape, "probabilities": self._probabilities, "progress": self.progress}
         rows: list[ResultRow] = []
         if kept == "QAT":
@@ -337,10 +383,11 @@ class AutoCompression:
         size = sum(p.stat().st_size for p in self._inputs())
         return [replace(r, latency_ms=latency, file_bytes=size) if r.stage == "float" else r for r in rows]
 
-    def _verification_loader(self, calibration: Sequence[FloatArray]) -> Any:
-        loader = self._labelled_loader()
-        if loader is None:
+    def _verification_loader(self, validation: Validation, calibration: Sequence[FloatArray]) -> Any:
+        """Labelled images where there are any, at most VERIFY_IMAGES of them; process 0 alone verifies."""
+        if not isinstance(validation, LabelledValidation):
             return [(images, np.full(len(images), -1, np.int64)) for images in calibration]
+        loader = self._evaluation(ALONE)
         if isinstance(loader, ImageLoader) and len(loader.images) > VERIFY_IMAGES:
             return loader.over(loader.images.spread(VERIFY_IMAGES))
         return loader
@@ -355,61 +402,16 @@ class AutoCompression:
         self, final: QuantizedModel, rows: Sequence[ResultRow], files: ExportedFiles, result: QatResult | None,
         kept: str, reason: str, seconds: Mapping[str, float],
     ) -> Record:  # fmt: skip
-        skipped = [s.skipped for s in (self.data.source, self._eval_source) if isinstance(s, ImageLoader)]
+        skipped = [loader.skipped for loader in self._image_loaders()]
         found = reporting.record(
             model_dir=self.model_dir, model_format=self.files.source_format, inputs=self._inputs(), config=self.config,
             quantized=final, rows=rows, outputs=files.paths(), result=result, kept=kept, kept_reason=reason,
-            seconds=seconds, skipped_images=sum(skipped), notes=_notes(rows),
+            seconds=seconds, skipped_images=sum(skipped), notes=reporting.notes(rows),
         )  # fmt: skip
         write_record(found, self.save_dir / "report.json")
         write_html(found, self.save_dir / "report.html")
         return found
 
 
-@dataclass(frozen=True)
-class _Batches:
-    """(images, labels) of any data loader, as often as asked."""
-
-    feeds: Any
-
-    def __iter__(self) -> Iterator[tuple[FloatArray, npt.NDArray[np.int64]]]:
-        return iter(self.feeds.batches())
-
-
 def _name(path: Path | None) -> str | None:
     return None if path is None or path.is_dir() else path.name
-
-
-def _kept(result: QatResult | None, validation: Validation) -> tuple[str, str]:
-    if result is None:
-        return "PTQ", "calibration only"
-    start, best = result.scores[0][1], result.best_score
-    if result.best_step == 0 or best is None:
-        return "PTQ", f"no training step was better than the calibrated start ({_numbers(start, validation)})"
-    return (
-        "QAT",
-        f"{_numbers(best, validation)} at step {result.best_step}, after {_numbers(start, validation)} calibrated",
-    )
-
-
-def _numbers(score: Score, validation: Validation) -> str:
-    agreement = "" if score.agreement is None else f", agreement {score.agreement:.4f}"
-    return f"{validation.name} {score.metric:.4f}{agreement}"
-
-
-def _notes(rows: Sequence[ResultRow]) -> list[str]:
-    """Remarks on what the rows show: first of all, saturating int8 kernels."""
-    by_engine = {(r.stage, r.optimised): r for r in rows if r.engine == "onnxruntime"}
-    notes: list[str] = []
-    for (stage, optimised), row in by_engine.items():
-        plain = by_engine.get((stage, False))
-        if not optimised or plain is None or row.same_as_simulated is None or plain.same_as_simulated is None:
-            continue
-        if plain.same_as_simulated - row.same_as_simulated > 0.005:
-            notes.append(
-                f"{stage}: ONNX Runtime with optimisations gives another class than the file means on "
-                f"{100 * (plain.same_as_simulated - row.same_as_simulated):.1f}% of the images. On x86 processors "
-                "without VNNI its int8 kernels add two products in 16 bits, which saturates; "
-                "QuantAware.reduce_range: true avoids it."
-            )
-    return notes

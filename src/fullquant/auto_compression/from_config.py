@@ -16,6 +16,7 @@ from fullquant.auto_compression.loaders import images_of_split, train_loader, va
 from fullquant.config import Augment, Config, Global, load_config
 from fullquant.config.learning_rate import CosineAnnealingDecay
 from fullquant.data import ImageLoader
+from fullquant.distributed import World, joined
 from fullquant.readers import find_model, read_model
 
 log = logging.getLogger("fullquant")
@@ -51,15 +52,25 @@ def quantize(
         CosineAnnealingDecay becomes ceil(total_images / batch_size). None: T_max as written, else the steps of the run.
     device: "cpu", "gpu", "cuda:1"; None takes the GPU where there is one.
 
+    Under torchrun or paddle.distributed.launch each process calls this, and process 0 writes the files.
     Raises ConfigError, ModelError and DataError (all FullquantError) for wrong settings, models and data.
     """
+    with joined(device) as (world, own_device):
+        return _quantize(config, save_dir, total_images, own_device, progress and world.first, world)
+
+
+def _quantize(
+    config: str | Path | Mapping[str, Any] | Config, save_dir: str | Path, total_images: int | None,
+    device: str | None, progress: bool, world: World,
+) -> CompressionResult:  # fmt: skip
     settings = config if isinstance(config, Config) else load_config(config)
-    settings = _spanned(resolve_embedded(settings, progress=progress), total_images)
+    settings = world.first_on_node(lambda: resolve_embedded(settings, progress=progress))
+    settings = _spanned(settings, total_images, world.size)
     section = settings.global_section
     find_model(section.model_path, section.model_filename, section.params_filename)  # before any image is looked at
     with contextlib.ExitStack() as stack:
-        train = stack.enter_context(_training_images(settings))
-        validation = _validation(section)
+        train = stack.enter_context(_training_images(settings, world))
+        validation = _validation(section, world)
         if validation is not None:
             stack.enter_context(validation)
         job = AutoCompression(
@@ -99,7 +110,7 @@ def _input_keys(model_dir: str | Path) -> dict[str, Any]:
     return keys
 
 
-def _spanned(config: Config, total_images: int | None) -> Config:
+def _spanned(config: Config, total_images: int | None, processes: int) -> Config:
     """The cosine over total_images; said to be without effect where there is no cosine."""
     if total_images is None:
         return config
@@ -107,24 +118,26 @@ def _spanned(config: Config, total_images: int | None) -> Config:
     if config.strategy != "qat" or not isinstance(rate, CosineAnnealingDecay):
         log.warning("total_images is the length of a CosineAnnealingDecay, which this configuration does not have")
         return config
-    steps = max(1, math.ceil(total_images / config.global_section.batch_size))
-    log.info("learning rate: T_max %d = %d images / batch size", steps, total_images)
+    steps = max(1, math.ceil(total_images / (config.global_section.batch_size * processes)))
+    log.info(
+        "learning rate: T_max %d = %d images / batch size%s", steps, total_images, " of all processes" * (processes > 1)
+    )
     return replace(config, train=replace(config.train, learning_rate=replace(rate, T_max=steps)))
 
 
-def _training_images(config: Config) -> ImageLoader:
+def _training_images(config: Config, world: World) -> ImageLoader:
     """Batches to train on. For calibration alone fewer images than one batch are enough."""
     section = config.global_section
     if config.strategy == "ptq":
         count = len(images_of_split(section, "train"))
-        section = replace(section, batch_size=min(section.batch_size, count))
-    return train_loader(section)
+        return train_loader(replace(section, batch_size=min(section.batch_size, count)))
+    return train_loader(section, world)
 
 
-def _validation(section: Global) -> ImageLoader | None:
+def _validation(section: Global, world: World) -> ImageLoader | None:
     """The validation images; None where the data folder has none and no list is named."""
     folder = Path(section.data_dir or "")
     if section.val_list is None and not ((folder / "val_list.txt").is_file() or (folder / "val").is_dir()):
         log.warning("no validation images in %s (looked for val_list.txt and val/)", folder)
         return None
-    return validation_loader(section)
+    return validation_loader(section, world=world)

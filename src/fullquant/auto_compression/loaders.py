@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ from fullquant.data import (
     read_folder,
     read_list,
 )
+from fullquant.data.feeds import Feeds
+from fullquant.distributed import ALONE, World
 from fullquant.errors import ConfigError, DataError
 
 FloatArray = npt.NDArray[np.float32]
@@ -103,16 +106,20 @@ def check_labels(loader: ImageLoader, classes: int | None, model: str | Path) ->
         )
 
 
-def train_loader(settings: Global) -> ImageLoader:
-    """Shuffled, augmented training batches; the last, smaller batch of an epoch is left out."""
+def train_loader(settings: Global, world: World = ALONE) -> ImageLoader:
+    """Shuffled, augmented training batches of this process; the last, smaller batch of an epoch is left out."""
     return ImageLoader(
         images_of_split(settings, "train"), preprocess_of(settings), settings.batch_size, augment=augment_of(settings),
         shuffle=True, seed=settings.seed, drop_last=True, workers=settings.workers, on_bad_image=settings.on_bad_image,
+        rank=world.rank, world=world.size,
     )  # fmt: skip
 
 
-def validation_loader(settings: Global, total_images: int | None = None) -> ImageLoader:
-    """All validation images in order, or `total_images` of them, spread evenly over the list (the same each time)."""
+def validation_loader(settings: Global, total_images: int | None = None, world: World = ALONE) -> ImageLoader:
+    """All validation images in order, or `total_images` of them, spread evenly over the list (the same each time).
+
+    With several processes, this one's share of them.
+    """
     images = images_of_split(settings, "val")
     if total_images is not None:
         images = images.spread(total_images)
@@ -122,7 +129,33 @@ def validation_loader(settings: Global, total_images: int | None = None) -> Imag
         settings.batch_size,
         workers=settings.workers,
         on_bad_image=settings.on_bad_image,
+        rank=world.rank,
+        world=world.size,
     )
+
+
+def share_of(loader: ImageLoader, world: World) -> ImageLoader:
+    """The loader, where it deals out its images to the processes already; else one of this process's share."""
+    if loader.sampling.world == world.size:
+        return loader
+    return loader.over(loader.images.subset(range(world.rank, len(loader.images), world.size)))
+
+
+@dataclass(frozen=True)
+class DealtBatches:
+    """(images, labels) of a user's own loader, as often as asked; with several processes every size-th batch."""
+
+    feeds: Feeds
+    world: World = ALONE
+
+    def __iter__(self) -> Iterator[tuple[FloatArray, npt.NDArray[np.int64]]]:
+        return itertools.islice(self.feeds.batches(), self.world.rank, None, self.world.size)
+
+
+def pool_skipped(loader: ImageLoader, world: World) -> None:
+    """Makes `loader.skipped` the number of files that were unreadable in any process; a file counts once."""
+    # Several processes meet the same file in different epochs: their counts cannot be added, only their paths united.
+    loader._bad_paths.update(*world.gather(set(loader._bad_paths)))
 
 
 class TrainingData:
@@ -150,15 +183,19 @@ class TrainingData:
             return
         yield from (images for images, _ in itertools.islice(self.feeds.batches(), start, None))
 
-    def calibration(self, count: int | None) -> list[FloatArray]:
-        """`count` images (all, where None) in batches: without augmentation where the source is our own loader."""
-        batches: list[FloatArray] = []
-        seen = 0
-        for images in self._calibration_batches(count):
-            batches.append(np.array(images))
-            seen += len(images)
-            if count is not None and seen >= count:
-                break
+    def calibration(self, count: int | None, world: World = ALONE) -> list[FloatArray]:
+        """`count` images (all, where None) in batches: without augmentation where the source is our own loader.
+
+        All processes get the same list. Our own loader reads it in each; a user's own loader has other batches in each
+        process, which then take turns.
+        """
+        if world.alone or isinstance(self.source, ImageLoader):
+            return self._calibration(count)
+        own = None if count is None else -(-count // world.size)
+        return _first_images(world.in_order(self._calibration(own)), count)
+
+    def _calibration(self, count: int | None) -> list[FloatArray]:
+        batches = _first_images(self._calibration_batches(count), count)
         if not batches:
             raise DataError("the training data gives no image to calibrate with")
         return batches
@@ -172,3 +209,15 @@ class TrainingData:
             images = images.spread(count)
         with self.source.over(images, min(_CALIBRATION_BATCH, len(images))) as plain:
             yield from (batch for batch, _ in plain)
+
+
+def _first_images(batches: Iterable[FloatArray], count: int | None) -> list[FloatArray]:
+    """Copies of the first batches, up to the one that completes `count` images."""
+    found: list[FloatArray] = []
+    seen = 0
+    for images in batches:
+        found.append(np.array(images))
+        seen += len(images)
+        if count is not None and seen >= count:
+            break
+    return found

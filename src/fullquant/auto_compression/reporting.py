@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fullquant.auto_compression.stages import QuantizedModel
+from fullquant.auto_compression.validation import Validation
 from fullquant.config import Config
 from fullquant.numerics.qparams import QParams
 from fullquant.placement.decision import Decision, Placement
@@ -25,7 +26,7 @@ from fullquant.report.record import (
     digest,
     file_entry,
 )
-from fullquant.training.qat import QatResult
+from fullquant.training.qat import QatResult, Score
 
 
 def summary(placement: Placement) -> PlacementSummary:
@@ -94,3 +95,39 @@ def record(
         outputs=tuple(file_entry(path) for path in outputs), kept=kept, kept_reason=kept_reason,
         seconds=dict(seconds), skipped_images=skipped_images, notes=tuple(notes),
     )  # fmt: skip
+
+
+def kept_stage(result: QatResult | None, validation: Validation) -> tuple[str, str]:
+    """("PTQ" or "QAT", why): which of the two is written."""
+    if result is None:
+        return "PTQ", "calibration only"
+    start, best = result.scores[0][1], result.best_score
+    if result.best_step == 0 or best is None:
+        return "PTQ", f"no training step was better than the calibrated start ({_numbers(start, validation)})"
+    return (
+        "QAT",
+        f"{_numbers(best, validation)} at step {result.best_step}, after {_numbers(start, validation)} calibrated",
+    )
+
+
+def _numbers(score: Score, validation: Validation) -> str:
+    agreement = "" if score.agreement is None else f", agreement {score.agreement:.4f}"
+    return f"{validation.name} {score.metric:.4f}{agreement}"
+
+
+def notes(rows: Sequence[ResultRow]) -> list[str]:
+    """Remarks on what the rows show: first of all, saturating int8 kernels."""
+    by_engine = {(r.stage, r.optimised): r for r in rows if r.engine == "onnxruntime"}
+    found: list[str] = []
+    for (stage, optimised), row in by_engine.items():
+        plain = by_engine.get((stage, False))
+        if not optimised or plain is None or row.same_as_simulated is None or plain.same_as_simulated is None:
+            continue
+        if plain.same_as_simulated - row.same_as_simulated > 0.005:
+            found.append(
+                f"{stage}: ONNX Runtime with optimisations gives another class than the file means on "
+                f"{100 * (plain.same_as_simulated - row.same_as_simulated):.1f}% of the images. On x86 processors "
+                "without VNNI its int8 kernels add two products in 16 bits, which saturates; "
+                "QuantAware.reduce_range: true avoids it."
+            )
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from fullquant.calibration.observers import EveryObserver
 from fullquant.calibration.pooled import pooled_qparams
 from fullquant.config import Config, ObserverSettings, QuantAware
 from fullquant.data.progress import ProgressBar
+from fullquant.distributed import ALONE, World
 from fullquant.errors import ConfigError, TrainingError
 from fullquant.evaluation.accuracy import kl_divergence
 from fullquant.numerics.qparams import QParams
@@ -75,11 +77,12 @@ def placement_options(config: Config) -> PlacementOptions:
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """Calibration batches, and what the float model makes of them."""
+    """This process's share of the calibration batches, and what the float model makes of them."""
 
     batches: Sequence[FloatArray]
     outputs: Sequence[FloatArray]
     probabilities: bool
+    world: World = ALONE
 
     def kl(self, student: GraphModule) -> float:
         """Mean KL divergence of the student's outputs from the float model's."""
@@ -92,62 +95,77 @@ class CalibrationData:
             ]
         finally:
             student.freeze(False)
-        return float(np.concatenate(parts).mean())
+        return float(np.concatenate(self.world.in_order(parts)).mean())
 
 
-def calibration_data(teacher: GraphModule, batches: Sequence[FloatArray], *, probabilities: bool) -> CalibrationData:
-    """The first batches, up to _COMPARED_IMAGES images, with the teacher's outputs."""
+def compared(batches: Sequence[FloatArray]) -> list[FloatArray]:
+    """The first batches, up to _COMPARED_IMAGES images."""
     count, used = 0, []
     for batch in batches:
         if count >= _COMPARED_IMAGES:
             break
         used.append(batch)
         count += len(batch)
-    return CalibrationData(used, [Simulator(teacher).predict(batch) for batch in used], probabilities)
+    return used
 
 
 def calibrated(
     model: ir.Model, teacher: GraphModule, placement: Placement, batches: Sequence[FloatArray],
-    settings: ObserverSettings, *, correct: bool, probabilities: bool, progress: bool = True,
+    settings: ObserverSettings, *, correct: bool, probabilities: bool, progress: bool = True, world: World = ALONE,
 ) -> GraphModule:  # fmt: skip
     """The calibrated student (post-training quantization), in evaluation with the least KL divergence.
 
     Each candidate observer makes a student; the one whose outputs on the calibration images are nearest to the
     teacher's is kept, and with `correct` also tried with corrected channel statistics. One forward pass serves all
     observers.
+
+    All processes have all batches and share the work on them; the scales are those that process 0 finds.
     """
     device = next(teacher.parameters()).device
-    total = sum(len(images) for images in batches)
 
     def counted() -> Iterator[FloatArray]:
+        own = world.own(batches)
+        total = sum(len(images) for images in own)
         with ProgressBar(f"calibrate ({settings.name})", total, enabled=progress) as bar:
-            for images in batches:
+            for images in own:
                 yield images
                 bar.advance(len(images))
 
     observers = observe_activations(
         teacher, model, placement, counted(),
-        lambda: EveryObserver(moving_rate=settings.moving_rate, percentile=settings.percentile),
+        lambda: EveryObserver(moving_rate=settings.moving_rate, percentile=settings.percentile), world,
     )  # fmt: skip
-    data = calibration_data(teacher, batches, probabilities=probabilities)
-    sample = np.concatenate(batches)[:_CORRECTION_IMAGES]
+    own = world.own(compared(batches))
+    data = CalibrationData(own, [Simulator(teacher).predict(batch) for batch in own], probabilities, world)
     # An observer that the user names decides alone; `auto` knows better where a tensor is only averaged.
-    averaged = pooled_qparams(teacher, model, placement, data.batches, observers) if settings.name == "auto" else {}
+    averaged: dict[str, QParams] = {}
+    if settings.name == "auto":
+        averaged = pooled_qparams(teacher, model, placement, compared(batches), observers, world)
     students: list[_Candidate] = []
     for name in settings.candidates:
-        for observer in observers.values():
-            observer.choose(name)
-        qparams: dict[str, QParams] = {**observed_qparams(observers, placement), **averaged}
-        qparams |= calibrate_weights(model, placement, qparams)
+        qparams = world.on_first(functools.partial(_qparams, name, model, placement, observers, averaged))
         students.append(_judged(name, data, GraphModule(model, placement=placement, qparams=qparams).to(device)))
     best = min(students)
     if correct:
         # Which observer fits shows before the correction; the correction takes as long as all of them together.
         student = copy.deepcopy(best.student)
-        correct_statistics(teacher, student, model, placement, sample)
+        if world.first:
+            correct_statistics(teacher, student, model, placement, np.concatenate(batches)[:_CORRECTION_IMAGES])
+        world.share_state(student.state_dict())
         best = min(best, _judged(f"{best.name} and corrected channel statistics", data, student))
     log.info("calibrated with %s", best.name)
     return best.student
+
+
+def _qparams(
+    name: str, model: ir.Model, placement: Placement, observers: Mapping[str, EveryObserver],
+    averaged: Mapping[str, QParams],
+) -> dict[str, QParams]:  # fmt: skip
+    """The scales by one kind of observer, except those that are known already."""
+    for observer in observers.values():
+        observer.choose(name)
+    activations = {**observed_qparams(observers, placement), **averaged}
+    return activations | calibrate_weights(model, placement, activations)
 
 
 @dataclass(frozen=True, order=True)
@@ -192,18 +210,28 @@ class TrainingPlan:
     checkpoint: Path | None
     digest: str
     progress: bool = True
+    world: World = ALONE
 
 
-def plan_training(config: Config, data: TrainingData, batch_size: int, checkpoint: Path, digest: str) -> TrainingPlan:
-    """Length and learning-rate factor of the run. ConfigError where the length cannot be known."""
+def plan_training(
+    config: Config, data: TrainingData, batch_size: int, checkpoint: Path, digest: str, world: World = ALONE
+) -> TrainingPlan:
+    """Length and learning-rate factor of the run. ConfigError where the length cannot be known.
+
+    An epoch is as long as the shortest of the processes makes it.
+    """
     per_epoch, train = data.steps_per_epoch(), config.train
+    if not world.alone:
+        known = [steps for steps in world.gather(per_epoch) if steps is not None]
+        per_epoch = min(known) if len(known) == world.size else None
     if per_epoch is None:
         if train.train_iter is None:
             raise ConfigError("the train_dataloader has no length: give TrainConfig.train_iter, the number of steps")
         steps = train.train_iter
     else:
         steps = train.total_iterations(per_epoch)
-    return TrainingPlan(steps, per_epoch, train.rate_factor(batch_size), checkpoint, digest)
+    factor = train.rate_factor(batch_size, world.size)
+    return TrainingPlan(steps, per_epoch, factor, checkpoint, digest, world=world)
 
 
 def train(
@@ -234,6 +262,7 @@ def train(
             learn_scales=aware.learn_step_size or aware.use_pact, clip_decay=_PACT_DECAY if aware.use_pact else 0.0,
         ),
         checkpoint=plan.checkpoint, digest=plan.digest, progress=bar, resume=settings.resume,
+        world=plan.world,
     )  # fmt: skip
     with bar:
         try:

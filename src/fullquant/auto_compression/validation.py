@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fullquant.data.feeds import to_numpy
 from fullquant.data.progress import ProgressBar
+from fullquant.distributed import ALONE, World
 from fullquant.errors import DataError
 from fullquant.evaluation.accuracy import Accuracy, AccuracyMeter, evaluate_session, images_of
 from fullquant.runtime.sessions import Session
@@ -78,13 +79,17 @@ class LabelledValidation:
     A state below the top-1 of the calibrated start ranks behind all others. Above it the sum of top-1 and agreement
     decides, then the KL divergence: two states differ in top-1 on few images, mostly by chance, and the agreement
     tells more of what is left of the float model.
+
+    world: each process has its share of the images in `loader`; the numbers are those of all.
     """
 
     name = "top-1"
     start: float | None = None
 
-    def __init__(self, loader: Any, teacher: Simulator, *, probabilities: bool, progress: bool = True) -> None:
-        self.loader, self.probabilities, self.progress = loader, probabilities, progress
+    def __init__(
+        self, loader: Any, teacher: Simulator, *, probabilities: bool, progress: bool = True, world: World = ALONE
+    ) -> None:
+        self.loader, self.probabilities, self.progress, self.world = loader, probabilities, progress, world
         self.reference: list[FloatArray] = []
         meter = AccuracyMeter(outputs_are_probabilities=probabilities, engine="the float model")
         with ProgressBar("evaluate the float model", images_of(loader), enabled=progress) as bar:
@@ -93,13 +98,14 @@ class LabelledValidation:
                 meter.update(outputs, labels, outputs)
                 self.reference.append(outputs)
                 bar.advance(len(images))
+        meter.merge(world)
         self.float_accuracy = meter.result()
 
     def accuracy(self, predict: Callable[[FloatArray], FloatArray], engine: str) -> Accuracy:
         """Top-1, top-5, agreement and KL divergence of one model."""
         return evaluate_session(
             predict, self.loader, self.reference, engine=engine,
-            outputs_are_probabilities=self.probabilities, progress=self.progress,
+            outputs_are_probabilities=self.probabilities, progress=self.progress, world=self.world,
         )  # fmt: skip
 
     def metric(self, session: Session) -> float:
@@ -112,15 +118,21 @@ class LabelledValidation:
 
 
 class CallbackValidation:
-    """The user's `eval_callback(exe, program, feed_names, fetch_list)`; larger is better, as in PaddleSlim."""
+    """The user's `eval_callback(exe, program, feed_names, fetch_list)`; larger is better, as in PaddleSlim.
+
+    It is called in process 0, and its number is everyone's.
+    """
 
     name = "eval_callback"
     start: float | None = None
 
-    def __init__(self, callback: Callable[..., Any]) -> None:
-        self.callback = callback
+    def __init__(self, callback: Callable[..., Any], world: World = ALONE) -> None:
+        self.callback, self.world = callback, world
 
     def metric(self, session: Session) -> float:
+        return self.world.on_first(lambda: self._call(session))
+
+    def _call(self, session: Session) -> float:
         program = Program(session)
         result = self.callback(Executor(), program, program.feed_names, program.fetch_names)
         try:
@@ -133,19 +145,25 @@ class CallbackValidation:
 
 
 class AgreementValidation:
-    """No validation data: the share of training images with the teacher's argmax, then the KL divergence."""
+    """No validation data: the share of training images with the teacher's argmax, then the KL divergence.
+
+    batches: all of them in every process; each takes its `own` share.
+    """
 
     name = "agreement on calibration images"
     start: float | None = None
 
-    def __init__(self, batches: Sequence[FloatArray], teacher: Simulator, *, probabilities: bool) -> None:
-        self.batches, self.probabilities = list(batches), probabilities
+    def __init__(
+        self, batches: Sequence[FloatArray], teacher: Simulator, *, probabilities: bool, world: World = ALONE
+    ) -> None:
+        self.batches, self.probabilities, self.world = list(world.own(batches)), probabilities, world
         self.reference = [teacher.predict(images) for images in self.batches]
 
     def _judge(self, predict: Callable[[FloatArray], FloatArray]) -> Accuracy:
         meter = AccuracyMeter(outputs_are_probabilities=self.probabilities)
         for images, reference in zip(self.batches, self.reference, strict=True):
             meter.update(predict(images), np.full(len(images), -1, np.int64), reference)
+        meter.merge(self.world)
         return meter.result()
 
     def metric(self, session: Session) -> float:

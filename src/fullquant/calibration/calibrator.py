@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 
 from fullquant.calibration.observers import Observer
+from fullquant.distributed import ALONE, World
 from fullquant.errors import DataError
 from fullquant.numerics.qparams import FloatArray, QParams, QuantSpec, symmetric
 from fullquant.placement.decision import Decision, Placement
@@ -35,10 +36,12 @@ def observe_activations(
     placement: Placement,
     batches: Iterable[npt.NDArray[np.float32]],
     make_observer: Callable[[], _AnyObserver],
+    world: World = ALONE,
 ) -> dict[str, _AnyObserver]:
     """An observer for each activation that owns a scale, filled in one pass over the batches.
 
-    module: the float graph. batches: images [N, C, H, W]. DataError when there is no batch at all.
+    module: the float graph. batches: images [N, C, H, W]; with several processes the `own` share of this one, and the
+    observers are merged at the end. DataError when there is no batch at all.
     """
     owners = observed_tensors(model, placement)
     observers = {owner: make_observer() for owner in dict.fromkeys(owners.values())}
@@ -57,8 +60,10 @@ def observe_activations(
         for batch in batches:
             module(torch.from_numpy(batch).to(device), tap=tap)
             count += 1
-    if count == 0:
+    if int(world.sum(count)) == 0:
         raise DataError("calibration got no images; check the data set and QuantAware.calibration_images")
+    for observer in observers.values():
+        observer.merge(world)
     return observers
 
 

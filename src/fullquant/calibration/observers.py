@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from fullquant.distributed import World
 from fullquant.errors import ConfigError, FullquantError
 from fullquant.numerics.qparams import QParams, QuantSpec, symmetric
 from fullquant.runtime import kernels
@@ -20,7 +21,10 @@ Array = npt.NDArray[np.float32]
 
 # A tensor that is zero on every calibration image still needs a step; any will do, and this one keeps biases in int32.
 _SMALLEST_RANGE = 1e-5
-_BINS = 4096
+# The reach of a histogram is rounded up to a power of two, which may double it.
+_BINS = 8192
+_LARGEST_VALUE = 2.0**126
+_CHUNK = 1 << 18  # elements that are binned at a time: their float64 copy stays in the cache
 
 
 class Observer(Protocol):
@@ -28,6 +32,9 @@ class Observer(Protocol):
 
     def update(self, values: Array) -> None:
         """One batch, flat."""
+
+    def merge(self, world: World) -> None:
+        """Makes it what one process would have that had seen the batches of all, each of them its `own` share."""
 
     def qparams(self, spec: QuantSpec) -> QParams:
         """The grid placed on what was seen."""
@@ -59,6 +66,9 @@ class MinMaxObserver:
         low, high = kernels.value_range(values)
         self.low, self.high = min(self.low, low), max(self.high, high)
 
+    def merge(self, world: World) -> None:
+        self.low, self.high = float(world.min(self.low)), float(world.max(self.high))
+
     def qparams(self, spec: QuantSpec) -> QParams:
         return qparams_of_range(self.low, self.high, spec)
 
@@ -73,26 +83,30 @@ class MovingAverageObserver:
         if not 0.0 <= rate < 1.0:
             raise ConfigError(f"moving_rate must lie in [0, 1), not {rate}")
         self.rate = rate
-        self.state: tuple[float, float] | None = None
+        self.ranges: list[tuple[float, float]] = []  # of each batch, in order: their average is taken at the end
 
     def update(self, values: Array) -> None:
-        seen = kernels.value_range(values)
-        if self.state is None:
-            self.state = seen
-            return
-        old = self.state
-        self.state = (
-            self.rate * old[0] + (1 - self.rate) * seen[0],
-            self.rate * old[1] + (1 - self.rate) * seen[1],
-        )
+        self.ranges.append(kernels.value_range(values))
+
+    def merge(self, world: World) -> None:
+        self.ranges = world.in_order(self.ranges)
 
     def qparams(self, spec: QuantSpec) -> QParams:
-        low, high = self.state or (0.0, 0.0)
+        low, high = self.ranges[0] if self.ranges else (0.0, 0.0)
+        for seen in self.ranges[1:]:
+            low, high = (
+                self.rate * low + (1 - self.rate) * seen[0],
+                self.rate * high + (1 - self.rate) * seen[1],
+            )
         return qparams_of_range(low, high, spec)
 
 
 class Histogram:
-    """Counts in equal bins over [-reach, reach]; the reach doubles when a value lies beyond it."""
+    """Counts in equal bins over [-reach, reach); the reach doubles when a value lies beyond it.
+
+    The reach is a power of two, so that bins nest: in whatever order and in however many histograms the values come,
+    the merged counts are the same.
+    """
 
     def __init__(self, bins: int = _BINS) -> None:
         self.counts = np.zeros(bins, np.int64)
@@ -102,16 +116,29 @@ class Histogram:
     def update(self, values: Array) -> None:
         low, high = kernels.value_range(values)
         peak = max(-low, high)
-        if not math.isfinite(peak):
+        if not peak < _LARGEST_VALUE:  # NaN too
             raise FullquantError(
                 f"calibration saw values from {low} to {high}: the float model overflows on these images"
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
+        self._extend(_reach(peak))
+        for start in range(0, len(values), _CHUNK):
+            # In float64 the distance to the lower end is exact, and a value always falls into the bin it lies in; in
+            # float32 one close to an edge may fall beside it, depending on the reach of the moment.
+            wide = cast(Array, values[start : start + _CHUNK].astype(np.float64))
+            kernels.add_to_histogram(wide, self.counts, -self.reach, self.reach)
+
+    def merge(self, world: World) -> None:
+        """Adds the counts of all processes."""
+        self._extend(float(world.max(self.reach)))
+        self.counts = world.sum(self.counts)
+        self.low, self.high = float(world.min(self.low)), float(world.max(self.high))
+
+    def _extend(self, reach: float) -> None:
         if self.reach == 0.0:
-            self.reach = max(peak, _SMALLEST_RANGE)
-        while peak > self.reach:
+            self.reach = reach
+        while self.reach < reach:
             self._double()
-        kernels.add_to_histogram(values, self.counts, -self.reach, self.reach)
 
     def _double(self) -> None:
         merged = self.counts.reshape(-1, 2).sum(axis=1)
@@ -125,6 +152,11 @@ class Histogram:
         bins = len(self.counts)
         middles: npt.NDArray[np.float64] = (np.arange(bins, dtype=np.float64) + 0.5) * (2 * self.reach / bins)
         return middles - self.reach
+
+
+def _reach(peak: float) -> float:
+    """The smallest power of two above `peak`: a value at the upper end itself would have no bin of its own."""
+    return math.ldexp(1.0, math.frexp(max(peak, _SMALLEST_RANGE))[1])
 
 
 class PercentileObserver:
@@ -141,6 +173,9 @@ class PercentileObserver:
 
     def update(self, values: Array) -> None:
         self.histogram.update(values)
+
+    def merge(self, world: World) -> None:
+        self.histogram.merge(world)
 
     def qparams(self, spec: QuantSpec) -> QParams:
         seen = self.histogram
@@ -175,6 +210,9 @@ class MseObserver:
     def update(self, values: Array) -> None:
         self.histogram.update(values)
 
+    def merge(self, world: World) -> None:
+        self.histogram.merge(world)
+
     def qparams(self, spec: QuantSpec) -> QParams:
         seen = self.histogram
         used = np.nonzero(seen.counts)[0]
@@ -203,6 +241,10 @@ class EveryObserver:
     def update(self, values: Array) -> None:
         self.average.update(values)
         self.histogram.update(values)
+
+    def merge(self, world: World) -> None:
+        self.average.merge(world)
+        self.histogram.merge(world)
 
     def choose(self, name: str) -> None:
         """The observer that `qparams` asks from now on."""

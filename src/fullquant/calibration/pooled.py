@@ -8,7 +8,7 @@ average pool alone costs a KL divergence of 0.56, more than all other tensors to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 
 from fullquant.calibration.observers import EveryObserver, qparams_of_range
+from fullquant.distributed import ALONE, World
 from fullquant.numerics.qparams import QParams, symmetric
 from fullquant.placement.decision import Placement
 from fullquant.runtime.executor import GraphModule
@@ -46,21 +47,34 @@ def pooled_qparams(
     module: GraphModule,
     model: ir.Model,
     placement: Placement,
-    batches: Iterable[npt.NDArray[np.float32]],
+    batches: Sequence[npt.NDArray[np.float32]],
     observers: Mapping[str, EveryObserver],
+    world: World = ALONE,
 ) -> dict[str, QParams]:
     """tensor -> the scale with the least squared error of its averages over height and width.
 
-    module: the float graph. observers: filled ones, for the range of each tensor.
+    module: the float graph. batches: of which each process takes its `own` share; observers: filled ones, for the
+    range of each tensor.
     """
     names = averaged_tensors(model, placement)
-    errors = {name: np.zeros(len(_SHARES)) for name in names}
     options: dict[str, list[QParams]] = {}
     for name in names:
         spec, seen = placement[name].spec, observers[name].histogram
         assert spec is not None
         full = qparams_of_range(seen.low, seen.high, spec)
         options[name] = [symmetric(spec, full.scale * np.float32(share)) for share in _SHARES]
+
+    errors = [_errors(module, batch, options) for batch in world.own(batches)] if names else []
+    # Added up batch by batch, so that the sum does not depend on the number of processes.
+    total = sum(world.in_order(errors), np.zeros((len(names), len(_SHARES))))
+    return {name: options[name][int(np.argmin(row))] for name, row in zip(names, total, strict=True)}
+
+
+def _errors(
+    module: GraphModule, batch: npt.NDArray[np.float32], options: Mapping[str, list[QParams]]
+) -> npt.NDArray[np.float64]:
+    """The squared errors of the averages on one batch, [tensors, options]."""
+    errors = {name: np.zeros(len(made)) for name, made in options.items()}
 
     def tap(name: str, tensor: torch.Tensor) -> None:
         if name not in errors:
@@ -71,9 +85,6 @@ def pooled_qparams(
             rounded = fake_quantize_tensor(tensor, log_scale, option.spec.qmin, option.spec.qmax)
             errors[name][k] += float(((rounded.mean(dim=(2, 3)) - mean) ** 2).sum())
 
-    if names:
-        device = next(iter(module.parameters())).device
-        with torch.inference_mode():
-            for batch in batches:
-                module(torch.from_numpy(batch).to(device), tap=tap)
-    return {name: options[name][int(np.argmin(errors[name]))] for name in names}
+    with torch.inference_mode():
+        module(torch.from_numpy(batch).to(next(iter(module.parameters())).device), tap=tap)
+    return np.stack(list(errors.values()))

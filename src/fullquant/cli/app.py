@@ -95,7 +95,7 @@ def quantize(
 
       fullquant quantize model_dir --config configs/mobilenetv3_large_qat_dis.yaml --steps 2000
     """
-    from fullquant.cli.job import compress
+    from fullquant.distributed import joined
 
     show_log(verbose)
     keys = opt.image_keys({
@@ -103,14 +103,17 @@ def quantize(
         "channel_order": channel_order, "interpolation": interpolation, "keep_ratio_pad": keep_ratio_pad,
         "batch_size": batch_size, "workers": workers, "augment": augment,
     })  # fmt: skip
-    with one_line_errors():
+    devices = device(devices)
+    with one_line_errors(), joined(devices):
+        from fullquant.cli.job import compress
+
         made = opt.made_config(model, data, config, keys, ptq=ptq)
         patterns = tuple(not_quant_pattern) if not_quant_pattern else None
         made = opt.with_quantization(
             made, {"target": target, "reduce_range": reduce_range, "not_quant_pattern": patterns}
         )
         made = opt.with_training(made, steps, learning_rate, resume)
-        compress(made, save_dir, devices=device(devices))
+        compress(made, save_dir, devices=devices)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from fullquant.auto_compression.evaluate import ALL, evaluate
 from fullquant.auto_compression.from_config import quantize
 from fullquant.cli.console import list_files, output
 from fullquant.config import Config
+from fullquant.distributed import from_environment
 from fullquant.errors import ConfigError, DataError, EngineError
 from fullquant.report.record import ResultRow
 from fullquant.report.table import results_table
@@ -22,10 +23,11 @@ from fullquant.report.table import results_table
 def compress(
     config: str | Path | Config, save_dir: str, *, total_images: int | None = None, devices: str | None = None
 ) -> CompressionResult:
-    """Quantizes, and ends with the table, what was kept and why, and where the files are."""
+    """Quantizes, and ends with the table, what was kept and why, and where the files are: in process 0."""
     began = time.monotonic()
     result = quantize(config, save_dir, total_images=total_images, device=devices)
-    show_result(output(), result, time.monotonic() - began)
+    if from_environment().world.first:
+        show_result(output(), result, time.monotonic() - began)
     return result
 
 

@@ -54,10 +54,12 @@ def run_script(default_config: Path) -> None:
 
         Example: python run.py --config_path configs/mobilenetv3_large_qat_dis.yaml --save_dir ./save_quant_mobilev3/
         """
-        from fullquant.cli.job import compress
+        from fullquant.distributed import joined
 
         show_log()
-        with one_line_errors():
+        with one_line_errors(), joined(devices):
+            from fullquant.cli.job import compress
+
             compress(
                 config_path or default_config,
                 save_dir or (_SAVE_DIR if config_path else DEMO_SAVE_DIR),

@@ -5,6 +5,6 @@ PyTorch is imported when processes meet, not before: one process never pays for 
 
 from fullquant.distributed.environment import Meeting, from_environment
 from fullquant.distributed.group import ProcessEnded, joined
-from fullquant.distributed.world import World
+from fullquant.distributed.world import ALONE, World
 
-__all__ = ["Meeting", "ProcessEnded", "World", "from_environment", "joined"]
+__all__ = ["ALONE", "Meeting", "ProcessEnded", "World", "from_environment", "joined"]

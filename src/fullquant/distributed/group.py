@@ -8,7 +8,7 @@ import itertools
 import logging
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -37,6 +37,7 @@ class ProcessEnded(FullquantError):
 @dataclass
 class _Group:
     world: World
+    device: str | None
     watch: Watch
     store: Any
 
@@ -49,14 +50,14 @@ _meetings = itertools.count()
 def joined(device: str | None = None) -> Iterator[tuple[World, str | None]]:
     """The world that a launcher has made, joined for the time of the block, and this process's device.
 
-    Without a launcher, or with one process, nothing happens. Within a block another one is that block's world.
+    Without a launcher, or with one process, nothing happens. A block within a block is in the same world.
     device: "cpu", "gpu" or "cuda", None for the GPU where there is one; with several processes each gets its own GPU.
 
     A failing process tells the others its reason. Where all fail for the same reason, process 0 raises its error and
     the others end silently with status 1; an error of one process alone names it. ProcessEnded: another has ended.
     """
     if _current is not None:
-        yield _current.world, _device(device, _current.world)
+        yield _current.world, _current.device
         return
     meeting = from_environment()
     world = meeting.world
@@ -95,25 +96,28 @@ def _meet(meeting: Meeting, device: str | None) -> _Group:
     global _current
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
 
     if dist.is_initialized():
         raise ConfigError("torch.distributed is initialised already; fullquant joins the processes by itself")
     world = meeting.world
-    threads = threads_of(world, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    threads = threads_of(
+        world, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     if threads is not None:
         torch.set_num_threads(threads)
     hosts = world.first and not meeting.hosted
     prefix = f"fullquant/{meeting.attempt}/{next(_meetings)}"
     try:
         main = _connect(meeting, hosts)
-        store = dist.PrefixStore(prefix, main)
+        store = PrefixStore(prefix, main)
         _gather_all(store, world)
-        watch = Watch(dist.PrefixStore(prefix, _connect(meeting, False)), world, _interval(), hosts_store=hosts)
+        watch = Watch(PrefixStore(prefix, _connect(meeting, False)), world, _interval(), hosts_store=hosts)
         watch.start()
         if device is not None and device.startswith("cuda"):
             torch.cuda.set_device(device)
         dist.init_process_group(
-            _backend(device, world), store=dist.PrefixStore("group", store), rank=world.rank, world_size=world.size,
+            _backend(device, world), store=PrefixStore("group", store), rank=world.rank, world_size=world.size,
             timeout=_NEVER,
         )  # fmt: skip
     except (dist.DistError, RuntimeError) as error:
@@ -121,15 +125,15 @@ def _meet(meeting: Meeting, device: str | None) -> _Group:
             f"process {world.rank} of {world.size} could not meet the others at {meeting.host}:{meeting.port} "
             f"({first_line(error)}); do all run, and can they reach this address?"
         ) from error
-    _current = _Group(world, watch, store)
+    _current = _Group(world, device, watch, store)
     return _current
 
 
 def _connect(meeting: Meeting, hosts: bool) -> Any:
     import torch.distributed as dist
 
-    return dist.TCPStore(
-        meeting.host, meeting.port, None, hosts, timeout=_MEETING, wait_for_workers=False, multi_tenant=False
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        meeting.host, meeting.port, None, hosts, timeout=_MEETING, wait_for_workers=False
     )
 
 
@@ -231,7 +235,8 @@ def _is_connection(error: BaseException) -> bool:
 
     text = str(error)
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "NCCL", "Connection ", "ProcessGroup"))
+        isinstance(error, RuntimeError)
+        and any(word in text for word in ("gloo", "NCCL", "Connection ", "ProcessGroup"))
     )
 
 
@@ -273,10 +278,8 @@ def shared(item: Any) -> Any:
     return item if first else pickle.loads(content.numpy().tobytes())
 
 
-def share_state(tensors: dict[str, Any]) -> None:
-    """Process 0's values into the tensors of all processes (a state_dict), in place."""
-    if _current is None:
-        return
+def share_state(tensors: Mapping[str, Any]) -> None:
+    """Process 0's values into the tensors of all processes, in place."""
     import torch
     import torch.distributed as dist
 

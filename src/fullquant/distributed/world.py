@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,8 +13,6 @@ from fullquant.errors import FullquantError
 
 T = TypeVar("T")
 Array = npt.NDArray[Any]
-
-_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,9 @@ class World:
         """The list of which each process holds its `own` share, in every process. Items are pickled."""
         if self.alone:
             return list(items)
-        rows = zip_longest(*self.gather(list(items)), fillvalue=_ABSENT)
-        return [item for row in rows for item in row if item is not _ABSENT]
+        shares: list[list[T]] = self.gather(list(items))
+        longest = max(len(share) for share in shares)
+        return [share[k] for k in range(longest) for share in shares if k < len(share)]
 
     def broadcast(self, item: T) -> T:
         """What process 0 has, in every process; the argument of the others does not matter. The item is pickled."""
@@ -105,6 +103,13 @@ class World:
 
         found: T = group.shared(item)
         return found
+
+    def share_state(self, tensors: Mapping[str, Any]) -> None:
+        """Process 0's values into the tensors of all processes (a state_dict), in place."""
+        if not self.alone:
+            from fullquant.distributed import group
+
+            group.share_state(tensors)
 
     def barrier(self) -> None:
         """Waits until all processes are here."""
@@ -136,3 +141,7 @@ class World:
         result = action() if self.local_rank == 0 else None
         self.barrier()
         return action() if self.local_rank > 0 else result  # type: ignore[return-value]
+
+
+ALONE = World()
+"""One process."""

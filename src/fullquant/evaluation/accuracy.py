@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fullquant.data.loader import ImageLoader
 from fullquant.data.progress import ProgressBar
+from fullquant.distributed import ALONE, World
 from fullquant.errors import DataError, EngineError
 
 Array = npt.NDArray[np.floating]
@@ -98,6 +99,13 @@ class AccuracyMeter:
             comparable = finite & np.isfinite(expected).all(axis=1)
             self._update_reference(scores[comparable], expected[comparable])
 
+    def merge(self, world: World) -> None:
+        """Adds up what all processes have counted, each on its own images."""
+        counts = (self._count, self._labelled, self._compared, self._top1, self._top5, self._agreed, self.non_finite)
+        sums = (int(n) for n in world.sum(counts))
+        self._count, self._labelled, self._compared, self._top1, self._top5, self._agreed, self.non_finite = sums
+        self._divergence = float(world.sum(self._divergence))
+
     def result(self) -> Accuracy:
         """What was measured. Raises EngineError naming the engine if any output was NaN or infinite."""
         if self.non_finite:
@@ -179,8 +187,11 @@ def evaluate_session(
     engine: str = "the model",
     outputs_are_probabilities: bool = False,
     progress: bool = True,
+    world: World = ALONE,
 ) -> Accuracy:
     """Run `predict` ([B, C, H, W] -> [B, classes]) over the loader and judge its outputs.
+
+    world: processes whose loaders share the images; each gets the accuracy on all of them.
 
     reference: the float outputs: a list with one array a batch, one array [n, classes] of all images in order, or a
         function of the images. Raises DataError if it ends before the images do.
@@ -191,6 +202,7 @@ def evaluate_session(
         for images, labels in loader:
             meter.update(predict(images), labels, expected.next(images))
             bar.advance(len(images), note=_note(meter))
+    meter.merge(world)
     return meter.result()
 
 

@@ -7,6 +7,7 @@ rate of their own, because their size has nothing to do with the weights' (TQT, 
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from fullquant.distributed import ALONE, World
 from fullquant.errors import TrainingError
 from fullquant.runtime.executor import GraphModule
 from fullquant.training.checkpoint import load_checkpoint, save_checkpoint
@@ -102,6 +105,10 @@ class QatTrainer:
 
     batches(epoch, start) yields images [N, C, H, W] of an epoch from batch `start` on.
     evaluate(student) gives the validation score, larger is better.
+
+    world: with several processes each trains on its own batches and the gradients are averaged, so that all take the
+    same step; the loss is the mean over them, the score that of process 0, which alone writes the checkpoint. An epoch
+    ends where the first of them has no batch left.
     """
 
     def __init__(
@@ -118,11 +125,13 @@ class QatTrainer:
         digest: str = "",
         progress: Progress | None = None,
         resume: bool = False,
+        world: World = ALONE,
     ) -> None:
         self.teacher, self.student, self.terms = teacher.eval(), student, list(terms)
         self.batches, self.optimizer, self.evaluate, self.settings = batches, optimizer, evaluate, settings
         self.checkpoint, self.digest, self.progress, self.resume = checkpoint, digest, progress, resume
         self.device = next(student.parameters()).device
+        self.world = world
         scales = scale_parameters(student) if settings.learn_scales else []
         self._peak_rate = max(
             settings.learning_rate(s) for s in range(0, settings.steps, max(1, settings.steps // 200))
@@ -133,6 +142,8 @@ class QatTrainer:
         self._best: dict[str, torch.Tensor] = {}
         self._student_nodes = sorted({t.student_node for t in self.terms})
         self._teacher_nodes = sorted({t.teacher_node for t in self.terms})
+        compared = _Compared(student, self._student_nodes)
+        self._compared: nn.Module = compared if world.alone else _parallel(compared)
 
     # ---- the run -----------------------------------------------------------------------------------------------
 
@@ -144,7 +155,7 @@ class QatTrainer:
         try:
             while step < self.settings.steps and not self._reached_target():
                 seen = False
-                for images in self.batches(epoch, position):
+                for images in self._together(self.batches(epoch, position)):
                     seen = True
                     self._train_step(images, step)
                     step, position = step + 1, position + 1
@@ -163,9 +174,17 @@ class QatTrainer:
             self._restore_best()
         if self._reached_target():
             self.result.stopped_by = "target_metric"
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and self.world.first:
             self.checkpoint.unlink(missing_ok=True)
         return self.result
+
+    def _together(self, batches: Iterator[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float32]]:
+        """The batches, as long as every process has one: a step needs all of them."""
+        while True:
+            images = next(batches, None)
+            if not self.world.every(images is not None) or images is None:
+                return
+            yield images
 
     def _train_step(self, images: npt.NDArray[np.float32], step: int) -> None:
         began = time.perf_counter()
@@ -176,7 +195,7 @@ class QatTrainer:
         if self.scale_optimizer is not None:
             self.scale_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        value = float(loss.detach())
+        value = self.world.mean(float(loss.detach()))
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss became {value} at step {step + 1} (learning rate {rate:.3g}); the best model is kept. "
@@ -186,12 +205,12 @@ class QatTrainer:
         self.optimizer.step()
         if self.scale_optimizer is not None:
             self.scale_optimizer.step()
-        self._report(step + 1, value, len(images), time.perf_counter() - began)
+        self._report(step + 1, value, len(images) * self.world.size, time.perf_counter() - began)
 
     def _loss(self, images: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
             _, teacher = self.teacher(images, keep=self._teacher_nodes)
-        _, student = self.student(images, keep=self._student_nodes)
+        student = dict(zip(self._student_nodes, self._compared(images), strict=True))
         return total_loss(self.terms, student, {name: tensor.clone() for name, tensor in teacher.items()})
 
     def _decay_clips(self) -> None:
@@ -228,7 +247,8 @@ class QatTrainer:
         evaluated = step % self.settings.eval_every == 0
         if evaluated:
             self._validate(step)
-        if self.checkpoint is not None and (evaluated or step % self.settings.checkpoint_every == 0):
+        due = evaluated or step % self.settings.checkpoint_every == 0
+        if self.checkpoint is not None and due and self.world.first:
             save_checkpoint(self.checkpoint, self._state(epoch, position, step), self.digest)
 
     # ---- validation and the best state -------------------------------------------------------------------------
@@ -236,7 +256,7 @@ class QatTrainer:
     def _validate(self, step: int) -> None:
         self.student.freeze()
         try:
-            score = self.evaluate(self.student)
+            score = self.world.broadcast(self.evaluate(self.student))
         finally:
             self.student.freeze(False)
         if math.isnan(score.metric) or any(math.isnan(part) for part in score.rank):
@@ -272,7 +292,7 @@ class QatTrainer:
 
     def _resume(self) -> tuple[int, int, int]:
         wanted = self.checkpoint if self.resume else None
-        state = load_checkpoint(wanted, self.digest) if wanted is not None else None
+        state = None if wanted is None else self.world.on_first(lambda: load_checkpoint(wanted, self.digest))
         if state is None:
             return 0, 0, 0
         self.student.load_state_dict(state["student"])
@@ -288,6 +308,35 @@ class QatTrainer:
         if self.progress is not None:
             self.progress.resumed(self.result.steps_done)
         return int(state["epoch"]), int(state["position"]), int(state["step"])
+
+
+class _Compared(nn.Module):
+    """forward(images) -> the tensors of the compared nodes, and nothing else.
+
+    DistributedDataParallel expects a gradient for whatever has a part in a result: the model's output would be waited
+    for where the loss is that of another node.
+    """
+
+    def __init__(self, student: GraphModule, nodes: Sequence[str]) -> None:
+        super().__init__()
+        self.student, self.nodes = student, tuple(nodes)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The tensors in the order of the nodes."""
+        _, kept = self.student(images, keep=self.nodes)
+        return tuple(kept[node] for node in self.nodes)
+
+
+def _parallel(compared: _Compared) -> DistributedDataParallel:
+    """The same with averaged gradients. All processes get process 0's weights and scales.
+
+    static_graph: which parameters have a gradient (a scale behind the last compared node has none) is found out once.
+    No buffer changes in training.
+    """
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # PyTorch 2.13
+    options = {"static_graph": True, "gradient_as_bucket_view": True, buffers: False}
+    return DistributedDataParallel(compared, **options)
 
 
 def scale_rate(given: float | None, weight_rate: float) -> float:
