@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 WORKERS = Path(__file__).parent / "workers"
 # OpenMP threads spin for a while after their work (libiomp5: 200 ms); the next variant must not compete with them.
@@ -26,13 +27,17 @@ _LINES_OF_A_FAILURE = 25
 
 @dataclass(frozen=True)
 class Variant:
-    """A program to measure. script: a file in workers/; python: the interpreter that has what it needs."""
+    """A program to measure. script: a file in workers/; python: the interpreter that has what it needs.
+
+    environment wins over the threads of the run. processes: how many of it work together, as torchrun starts them.
+    """
 
     name: str
     script: str
     arguments: Sequence[str] = ()
     python: str = sys.executable
     environment: dict[str, str] = field(default_factory=dict)
+    processes: int = 1
 
 
 @dataclass
@@ -78,43 +83,72 @@ def run_once(variant: Variant, threads: int = 1) -> dict[str, Any]:
     return {**json.loads(result.stdout), "seconds": seconds}
 
 
+def _team_environment(processes: int) -> list[dict[str, str]]:
+    """What torchrun tells each of several processes; nothing where there is one."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def _started(variant: Variant, environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[str]:
+    """A process of a variant, with pipes for its commands and answers."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(_command(variant), env=environment, text=True, stdin=pipe, stdout=pipe, stderr=log)
+
+
 class _Worker:
-    """The process of one variant."""
+    """The processes of one variant, mostly one. A step takes as long as the slowest of them."""
 
     def __init__(self, variant: Variant, threads: int, errors: Path) -> None:
         self.variant, self._errors = variant, errors
-        with errors.open("wb") as log:
-            self._process = subprocess.Popen(
-                _command(variant),
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                env={**os.environ, **thread_environment(threads), **variant.environment},
-            )  # fmt: skip
-        self.series = Series(facts=self._answer()["ready"])
+        self._processes: list[subprocess.Popen[str]] = []
+        try:
+            with errors.open("wb") as log:
+                for team in _team_environment(variant.processes):
+                    environment = {**os.environ, **thread_environment(threads), **team, **variant.environment}
+                    self._processes.append(_started(variant, environment, log))
+            self.series = Series(facts=self._answers()[0]["ready"])
+        except BaseException:
+            self.close()
+            raise
 
     def steps(self, count: int) -> list[float]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{count}\n")
-        self._process.stdin.flush()
-        answer = self._answer()
-        self.series.peak_mib = answer["peak_mib"]
-        return list(answer["seconds"])
+        """Has `count` steps done; their times."""
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(f"{count}\n")
+            process.stdin.flush()
+        answers = self._answers()
+        peaks = [answer["peak_mib"] for answer in answers]
+        self.series.peak_mib = None if None in peaks else sum(peaks)
+        return [max(times) for times in zip(*(answer["seconds"] for answer in answers), strict=True)]
 
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise _failed(self.variant, self._errors, self._process.wait())
-        found: dict[str, Any] = json.loads(line)
+    def _answers(self) -> list[dict[str, Any]]:
+        found = []
+        for process in self._processes:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                raise _failed(self.variant, self._errors, process.wait())
+            found.append(json.loads(line))
         return found
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(60)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        """Ends the processes: they leave when their stdin is closed."""
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        for process in self._processes:
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,16 +63,22 @@ def show(title: str, found: Mapping[str, Series], ratios: Mapping[str, float]) -
         console.print(f"{name}: {value:.2f}", highlight=False)
 
 
+_BUSY = 0.5
+
+
 class Report:
     """Everything that a benchmark measured; the load of the machine at its start says whether it was idle."""
 
     def __init__(self, benchmark: str, settings: argparse.Namespace) -> None:
+        load = os.getloadavg()[0]
+        if load > _BUSY:
+            print(f"the machine is not idle (load {load:.1f}): times will be too long", file=sys.stderr)
         self._record: dict[str, Any] = {
             "benchmark": benchmark,
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "machine": machine(),
             "versions": package_versions(),
-            "load_before": os.getloadavg()[0],
+            "load_before": load,
             "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()},
             "measurements": [],
         }

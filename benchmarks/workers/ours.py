@@ -6,6 +6,7 @@ Both go through the functions that a real run goes through; the float student is
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from gate import Finished, Gate, versions
+from gate import Gate, versions
 from images import image_batches
 from torch_loop import perturb
 
 from fullquant.auto_compression import stages
 from fullquant.calibration.calibrator import observed_tensors
 from fullquant.config import Config, load_config
+from fullquant.distributed import World, joined
 from fullquant.passes import prepare
 from fullquant.placement.place import place
 from fullquant.readers import read_model
@@ -55,7 +57,8 @@ class _GatedData:
 
     def batches(self, epoch: int, start: int) -> Iterator[np.ndarray]:
         yield from self.gate.batches(self.arrays, **self.facts)
-        raise Finished
+        sys.stderr.flush()
+        os._exit(0)  # there is nothing to save, and of several processes none waits for the others
 
 
 class _NoValidation:
@@ -127,6 +130,23 @@ def work_of_a_step(model: ir.Model, teacher: GraphModule, config: Config, images
     }
 
 
+def measure(given: argparse.Namespace, gate: Gate, world: World, device: str | None) -> None:
+    """Set-up as in AutoCompression, then steps as the gate asks for them. Does not return."""
+    config, place_of_work = load_config(CONFIG), prepare_runtime(device or "cpu")
+    model = read(given.model)
+    arrays = image_batches(given.batch, *given.size)
+    teacher = GraphModule(model).to(place_of_work).eval()
+    facts: dict[str, Any] = {"versions": versions("fullquant", "torch", "numpy", "numba")}
+    facts["work"] = work_of_a_step(model, teacher, config, arrays[0])
+    student = student_of(given.variant, model, teacher, config, arrays[0])
+    perturb(student.weights.values())
+    facts["fake_quantizers"] = len(student.fake_quantizers())
+    plan = stages.TrainingPlan(_ENDLESS, None, 1.0, None, "", progress=False, world=world)
+    data: Any = _GatedData(gate, arrays, facts)
+    validation: Any = _NoValidation()
+    stages.train(model, teacher, student, data, validation, config, plan)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", choices=("float", "qat"), required=True)
@@ -135,21 +155,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, required=True, metavar=("H", "W"))
     given = parser.parse_args()
     gate = Gate()
-    config = load_config(CONFIG)
-    device = prepare_runtime("cpu")
-    model = read(given.model)
-    arrays = image_batches(given.batch, *given.size)
-    teacher = GraphModule(model).to(device).eval()
-    facts: dict[str, Any] = {"versions": versions("fullquant", "torch", "numpy", "numba")}
-    facts["work"] = work_of_a_step(model, teacher, config, arrays[0])
-    student = student_of(given.variant, model, teacher, config, arrays[0])
-    perturb(student.weights.values())
-    facts["fake_quantizers"] = len(student.fake_quantizers())
-    plan = stages.TrainingPlan(_ENDLESS, None, 1.0, None, "", progress=False)
-    try:
-        stages.train(model, teacher, student, _GatedData(gate, arrays, facts), _NoValidation(), config, plan)  # type: ignore[arg-type]
-    except Finished:
-        sys.exit(0)
+    with joined("cpu") as (world, device):
+        measure(given, gate, world, device)
     raise SystemExit("the training came to an end by itself")
 
 
