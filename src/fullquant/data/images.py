@@ -156,9 +156,10 @@ class Preprocess:
         if out is None:
             out = np.empty(self.shape, np.float32)
         width = pixels.shape[1]
-        inside = out[:, :, :width]
-        np.multiply(pixels.transpose(2, 0, 1), self._gain, out=inside)
-        np.add(inside, self._offset, out=inside)
+        for channel in range(self.channels):  # one at a time: it stays in the processor's cache between the two steps
+            inside = out[channel, :, :width]
+            np.multiply(pixels[:, :, channel], self._gain[channel], out=inside)
+            np.add(inside, self._offset[channel], out=inside)
         out[:, :, width:] = 0
         return out
 

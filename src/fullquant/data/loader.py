@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -20,6 +18,7 @@ from fullquant.data.images import FloatArray, Preprocess
 from fullquant.data.lists import ImageList
 from fullquant.data.pool import ProcessPool
 from fullquant.data.sampling import IndexArray, Sampling
+from fullquant.data.shared_batches import LENT, SharedBatches, shared_file, slot_bytes
 from fullquant.errors import ConfigError, DataError
 
 LabelArray = npt.NDArray[np.int64]
@@ -74,12 +73,14 @@ class _Pending:
     bad: dict[int, str] = field(default_factory=dict)
 
 
-def attach_reader(reader: _Reader, file_descriptor: int, shape: tuple[int, ...]) -> Callable[[_Job], dict[int, str]]:
+def attach_reader(
+    reader: _Reader, file_descriptor: int, slots: int, shape: tuple[int, ...]
+) -> Callable[[_Job], dict[int, str]]:
     """Entry point of a worker: the function that does its jobs, on the shared batches of the given shape."""
-    slots = _map_shared(file_descriptor, shape)
+    batches = SharedBatches(file_descriptor, slots, shape)
 
     def work(job: _Job) -> dict[int, str]:
-        return reader.read(job, slots[job.slot, job.row : job.row + len(job.paths)])
+        return reader.read(job, batches.rows(job.slot, job.row, job.row + len(job.paths)))
 
     return work
 
@@ -93,7 +94,8 @@ class ImageLoader:
     images: what to read. preprocess: how. augment: random crops and flips, or None.
     shuffle, seed, drop_last, rank, world: see `Sampling`; the order changes with `set_epoch`.
     workers: processes that read (0: this one); they live until `close`, over all epochs. On Windows, always 0.
-    prefetch: batches read ahead of the one in use, held in shared memory of (prefetch + 1) batches.
+    prefetch: batches read ahead of the one in use. Shared memory holds them and the two that a loop refers to; a
+        caller that keeps more gets copies.
     on_bad_image: "error" raises DataError naming the file; "skip" counts each file once in `skipped`, warns with the
         first names, and leaves the image out. With drop_last another image of the batch takes its place, so batches
         keep their size.
@@ -132,7 +134,7 @@ class ImageLoader:
         self._iteration = 0
         self._tickets = 0
         self._pool: ProcessPool | None = None
-        self._slots: FloatArray | None = None
+        self._slots: SharedBatches | None = None
 
     @property
     def batch_size(self) -> int:
@@ -207,27 +209,24 @@ class ImageLoader:
     def _in_workers(self, batches: Iterator[IndexArray], epoch: int) -> Iterator[tuple[FloatArray, LabelArray]]:
         iteration = self._iteration
         pool, slots = self._ready()
-        free = list(range(len(slots)))
         pending: dict[int, _Pending] = {}  # by ticket, in order
         while True:
-            while free:
-                indices = next(batches, None)
-                if indices is None:
-                    break
-                self._submit(pool, pending, free.pop(), indices, epoch)
+            free = slots.free({batch.slot for batch in pending.values()})
+            for slot, indices in zip(free, batches):  # noqa: B905 - the slots end first, but for the last batches
+                self._submit(pool, pending, slot, indices, epoch)
             if not pending:
                 return
             ticket = next(iter(pending))
             self._await(pool, pending, ticket)
             batch = pending.pop(ticket)
-            finished = self._finish(slots[batch.slot, : len(batch.indices)].copy(), batch.indices, batch.bad)
-            free.append(batch.slot)
+            finished = self._finish(slots.take(batch.slot, len(batch.indices)), batch.indices, batch.bad)
             if finished is not None:
                 yield finished
+            del finished  # this frame must not hold a batch that the caller has let go
             if iteration != self._iteration:
                 raise DataError("this iteration over the images ended when a newer one over the same loader began")
 
-    def _ready(self) -> tuple[ProcessPool, FloatArray]:
+    def _ready(self) -> tuple[ProcessPool, SharedBatches]:
         """The pool and its shared batches, with no job left of an earlier iteration."""
         if self._pool is not None:
             self._pool.cancel_waiting()
@@ -235,13 +234,13 @@ class ImageLoader:
                 if self._pool.answer().error is not None:
                     self.close()  # perhaps a dead worker: start with new ones
         if self._pool is None or self._slots is None:
-            shape = (self._prefetch + 1, self.batch_size, *self.preprocess.shape)
-            file_descriptor = _shared_file(int(np.prod(shape)) * 4)
+            count, shape = self._prefetch + LENT, (self.batch_size, *self.preprocess.shape)
+            file_descriptor = shared_file(count * slot_bytes(shape))
             try:
-                self._slots = _map_shared(file_descriptor, shape)
+                self._slots = SharedBatches(file_descriptor, count, shape)
                 self._pool = ProcessPool(
                     f"{__name__}:{attach_reader.__name__}",
-                    (self._reader, file_descriptor, shape),
+                    (self._reader, file_descriptor, count, shape),
                     self.workers,
                     file_descriptors=(file_descriptor,),
                 )
@@ -299,22 +298,3 @@ class ImageLoader:
                 _log.warning("skipped: %s", message)
             elif self.skipped == _NAMES_WARNED + 1:
                 _log.warning("more images are skipped without a line each; their number is in the report")
-
-
-def _shared_file(size: int) -> int:
-    """File descriptor of `size` bytes that no name leads to: nothing stays behind, however the processes end.
-
-    Linux: memory (memfd), not limited by /dev/shm, 64 MB in many containers. Elsewhere: an unlinked temporary file.
-    """
-    if sys.platform == "linux":
-        file_descriptor = os.memfd_create("fullquant-batches", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile(prefix="fullquant-") as file:
-            file_descriptor = os.dup(file.fileno())
-    os.ftruncate(file_descriptor, size)
-    return file_descriptor
-
-
-def _map_shared(file_descriptor: int, shape: tuple[int, ...]) -> FloatArray:
-    memory = mmap.mmap(file_descriptor, int(np.prod(shape)) * 4)
-    return np.frombuffer(memory, np.float32).reshape(shape)
