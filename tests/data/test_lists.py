@@ -144,6 +144,20 @@ def test_subset(image_set: Path) -> None:
     assert part.labels.tolist() == [0, 3]
 
 
+@pytest.mark.parametrize("indices", [range(37), range(3, 30, 4), range(5, 5), range(30, 3, -4)])
+def test_subset_of_a_range(image_set: Path, indices: range) -> None:
+    images = find_images(image_set, "val")
+    part, listed = images.subset(indices), images.subset(list(indices))
+    assert [part.path(k) for k in range(len(part))] == [listed.path(k) for k in range(len(listed))]
+    np.testing.assert_array_equal(part.labels, images.labels[list(indices)])
+    assert np.shares_memory(part.labels, images.labels) == (indices.step > 0 and len(indices) > 0)
+
+
+def test_subset_beyond_the_list_is_an_error(image_set: Path) -> None:
+    with pytest.raises(IndexError):
+        find_images(image_set, "val").subset(range(30, 40))
+
+
 @settings(max_examples=60, deadline=None)
 @given(length=st.integers(1, 200), count=st.integers(1, 220), seed=st.integers(0, 5))
 def test_spread_takes_one_of_each_part(length: int, count: int, seed: int) -> None:

@@ -94,8 +94,12 @@ class ImageList:
         return int(np.count_nonzero(self.labels != UNLABELLED))
 
     def subset(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> ImageList:
-        """The images at `indices`, in that order; the text of the paths is shared."""
-        chosen = np.asarray(indices, np.intp)
+        """The images at `indices`, in that order; the text of the paths is shared, for a rising range everything is."""
+        chosen: slice | npt.NDArray[np.intp]
+        if isinstance(indices, range) and 0 <= indices.start <= indices.stop <= len(self) and indices.step > 0:
+            chosen = slice(indices.start, indices.stop, indices.step)
+        else:
+            chosen = np.asarray(indices, np.intp)
         return ImageList(
             self.root,
             self.source,
