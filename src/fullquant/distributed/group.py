@@ -37,9 +37,9 @@ class ProcessEnded(FullquantError):
 @dataclass
 class _Group:
     world: World
-    device: str | None
     watch: Watch
     store: Any
+    device: str | None = None
 
 
 _current: _Group | None = None
@@ -65,11 +65,12 @@ def joined(device: str | None = None) -> Iterator[tuple[World, str | None]]:
         yield world, device
         return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of lost connections are stack traces
-    chosen = _device(device, world)
-    group = _meet(meeting, chosen)
+    group = _meet(meeting)
     try:
+        group.device = _device(device, world)
+        _initialise(group)
         with _quiet(world):
-            yield world, chosen
+            yield world, group.device
             world.barrier()
     except BaseException as error:
         _fail(group, error)
@@ -92,41 +93,48 @@ def _device(asked: str | None, world: World) -> str | None:
     return f"cuda:{cuda_index(world, torch.cuda.device_count())}"
 
 
-def _meet(meeting: Meeting, device: str | None) -> _Group:
+def _meet(meeting: Meeting) -> _Group:
+    """All processes at one store, watching each other from here on."""
     global _current
-    import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
 
     if dist.is_initialized():
         raise ConfigError("torch.distributed is initialised already; fullquant joins the processes by itself")
     world = meeting.world
-    threads = threads_of(
-        world, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    if threads is not None:
-        torch.set_num_threads(threads)
     hosts = world.first and not meeting.hosted
     prefix = f"fullquant/{meeting.attempt}/{next(_meetings)}"
     try:
-        main = _connect(meeting, hosts)
-        store = PrefixStore(prefix, main)
+        store = PrefixStore(prefix, _connect(meeting, hosts))
         _gather_all(store, world)
         watch = Watch(PrefixStore(prefix, _connect(meeting, False)), world, _interval(), hosts_store=hosts)
-        watch.start()
-        if device is not None and device.startswith("cuda"):
-            torch.cuda.set_device(device)
-        dist.init_process_group(
-            _backend(device, world), store=PrefixStore("group", store), rank=world.rank, world_size=world.size,
-            timeout=_NEVER,
-        )  # fmt: skip
     except (dist.DistError, RuntimeError) as error:
         raise ProcessEnded(
             f"process {world.rank} of {world.size} could not meet the others at {meeting.host}:{meeting.port} "
             f"({first_line(error)}); do all run, and can they reach this address?"
         ) from error
-    _current = _Group(world, device, watch, store)
+    watch.start()
+    _current = _Group(world, watch, store)
     return _current
+
+
+def _initialise(group: _Group) -> None:
+    """The process group of PyTorch, and this process's share of the cores."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    world = group.world
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = threads_of(world, cores)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if group.device is not None and group.device.startswith("cuda"):
+        torch.cuda.set_device(group.device)
+    dist.init_process_group(
+        _backend(group.device, world), store=PrefixStore("group", group.store), rank=world.rank, world_size=world.size,
+        timeout=_NEVER,
+    )  # fmt: skip
 
 
 def _connect(meeting: Meeting, hosts: bool) -> Any:

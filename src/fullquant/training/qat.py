@@ -335,7 +335,7 @@ def _parallel(compared: _Compared) -> DistributedDataParallel:
     """
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # PyTorch 2.13
-    options = {"static_graph": True, "gradient_as_bucket_view": True, buffers: False}
+    options: dict[str, Any] = {"static_graph": True, "gradient_as_bucket_view": True, buffers: False}
     return DistributedDataParallel(compared, **options)
 
 
