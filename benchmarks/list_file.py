@@ -65,6 +65,7 @@ def read(file: Path, shared: Path, rank: int, world: int) -> None:
     _say({"load_s": time.perf_counter() - began, "base_mb": base, "load_peak_mb": _memory("status", "VmHWM")})
     for array in (images._text, images._starts, images._lengths, images.labels):
         array.view(np.uint8)[::_TOUCH_EVERY].max()
+    _say({})
     _say({"pss_mb": _memory("smaps_rollup", "Pss"), "rss_mb": _memory("smaps_rollup", "Rss")})
     began = time.perf_counter()
     batches = Sampling(len(images), 256, shuffle=True, drop_last=True, rank=rank, world=world).batches(0)
@@ -103,7 +104,7 @@ def measure(lines: int, processes: int) -> list[dict[str, float]]:
             for rank in range(processes)
         ]
         facts: list[dict[str, float]] = [{} for _ in children]
-        for _ in range(3):
+        for _ in range(4):
             for child, known in zip(children, facts, strict=True):
                 assert child.stdout is not None
                 known.update(json.loads(child.stdout.readline() or '{"load_s": Infinity, "peak_mb": Infinity}'))

@@ -202,12 +202,13 @@ def test_image_lists_take_it(image_set: Path, folder: Path) -> None:
 
 
 _READER = """
-import sys
+import sys, time
 from pathlib import Path
 from fullquant.data import shared_list
 parsing = shared_list.parse_list
 def parse(file):
     print("parsed", end=" ")
+    time.sleep(0.5)  # the others come meanwhile
     return parsing(file)
 shared_list.parse_list = parse
 parsed = shared_list.parse_list_once(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -106,6 +106,7 @@ class _Stream:
     def __init__(self, *_: object) -> None:
         self.events: list[_Event] = []
         self.waits: list[int] = []
+        self.uses: list[torch.Tensor] = []
 
     def record_event(self) -> _Event:
         self.events.append(_Event(len(self.events)))
@@ -128,7 +129,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> tuple[_Stream, _Stream]:
     monkeypatch.setattr(torch.cuda, "Stream", lambda *_: copying)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: current)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: stream.uses.append(self))
     moved = torch.Tensor.to
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, non_blocking=False: moved(self, "cpu", copy=True))
     made = torch.empty
@@ -145,6 +146,8 @@ def test_uploads_take_turns_in_two_buffers_and_are_waited_for(streams: tuple[_St
         assert index == number
         np.testing.assert_array_equal(tensor.numpy(), array)
     assert current.waits == [0, 1, 2, 3, 4]
+    assert [id(tensor) for tensor in current.uses] == [id(tensor) for tensor, _ in tensors]
+    assert (copying.waits, copying.uses) == ([], [])
     # the buffer of batch k is written again for batch k + 2, after the copy of batch k
     assert [event.waited for event in copying.events] == [1, 1, 1, 0, 0]
 

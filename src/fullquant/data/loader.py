@@ -222,7 +222,6 @@ class ImageLoader:
             finished = self._finish(slots.take(batch.slot, len(batch.indices)), batch.indices, batch.bad)
             if finished is not None:
                 yield finished
-            del finished  # this frame must not hold a batch that the caller has let go
             if iteration != self._iteration:
                 raise DataError("this iteration over the images ended when a newer one over the same loader began")
 
