@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,10 @@ from torch import nn
 from fullquant.errors import ModelError
 from fullquant.numerics.qparams import QParams
 from fullquant.placement.decision import Placement
-from fullquant.runtime.fake_quantize import FakeQuantize, round_bias
+from fullquant.runtime.fake_quantize import FakeQuantize
+from fullquant.runtime.parameters import release_scales, round_biases, use_scales
+from fullquant.runtime.steps import QUANTIZE, Step, fuse, plan_frees
 from fullquant.runtime.torch_ops import build_operation, clip_bounds
-from fullquant.runtime.torch_rules import Operation
 
 Tensor = torch.Tensor
 Tap = Callable[[str, Tensor], Tensor | None]
@@ -37,18 +37,6 @@ MOVES = frozenset({
     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "MaxPool", "GlobalMaxPool", "Identity",
     "Split", "Gather", "Expand", "Tile", "Concat", "ReduceMax", "DepthToSpace", "Relu",
 })  # fmt: skip
-
-
-@dataclass
-class _Step:
-    """One node: operation, slots read, slots written, what is freed afterwards."""
-
-    name: str
-    operation: Operation
-    inputs: list[int]
-    outputs: list[int]
-    output_names: list[str]
-    free: list[int] = field(default_factory=list)
 
 
 def fused_activation(node: ir.Node) -> tuple[float, float] | None:
@@ -83,7 +71,8 @@ class GraphModule(nn.Module):
         self._initial: dict[int, str] = {}  # slot -> key of self.weights or of a buffer
         self._keys: dict[str, str] = {}  # initializer -> key
         self._bias_grids: dict[str, tuple[str, str]] = {}  # bias -> (owner of the input's scale, weight)
-        self._steps: list[_Step] = []
+        self._steps: list[Step] = []  # one for each node and quantizer, for who looks at tensors on the way
+        self._fused: list[Step] = []
         self._frozen: dict[int, Tensor] | None = None
         self._qparams = dict(qparams or {})
         self._compile(graph)
@@ -102,7 +91,9 @@ class GraphModule(nn.Module):
         for node in graph:
             self._add_node(node, learned)
             self._note_bias(node)
-        self._plan_frees()
+        plan_frees(self._steps, {*self._initial, self._slot(self.output_name)})
+        self._fused = fuse(self._steps, self._initial)
+        self._hidden = frozenset().union(*(step.hidden for step in self._fused))
 
     def _create_quantizers(self) -> None:
         assert self.placement is not None
@@ -138,7 +129,7 @@ class GraphModule(nn.Module):
         """The tensor's slot is rewritten in place, unless only some consumers read the quantized values."""
         source = self._slot(tensor)
         target = source if self._restricted(tensor) is None else self._slot(tensor + "\0quantized")
-        self._steps.append(_Step(f"fake_quantize({tensor})", quantizer, [source], [target], [""]))
+        self._steps.append(Step(QUANTIZE, quantizer, [source], [target], [""]))
 
     def _read_slot(self, tensor: str, node: ir.Node) -> int:
         consumers = self._restricted(tensor)
@@ -166,9 +157,9 @@ class GraphModule(nn.Module):
             # Clamp and rounding in one kernel.
             (quantizer,) = quantizers.values()
             quantizer.low, quantizer.high = bounds
-            self._steps.append(_Step(str(node.name), quantizer, inputs[:1], slots, outputs))
+            self._steps.append(Step(QUANTIZE, quantizer, inputs[:1], slots, outputs))
             return
-        self._steps.append(_Step(str(node.name), operation, inputs, slots, outputs))
+        self._steps.append(Step(node.op_type, operation, inputs, slots, outputs))
         for name, quantizer in quantizers.items():
             self._emit_quantizer(name, quantizer)
 
@@ -185,13 +176,6 @@ class GraphModule(nn.Module):
             return
         if read.consumers is None or node.name in read.consumers:
             self._bias_grids[bias] = (self.placement.scale_owner(x), weight)
-
-    def _rounded_bias(self, name: str, bias: Tensor) -> Tensor:
-        owner, weight = self._bias_grids[name]
-        source, layer = self.quantizer(owner), self.quantizer(weight)
-        assert source is not None
-        assert layer is not None
-        return round_bias(bias, source.step(), layer.step())
 
     def _on_grid_already(self, node: ir.Node, tensor: str) -> bool:
         """True where rounding again would change nothing: data moved from tensors with the same scale."""
@@ -223,15 +207,6 @@ class GraphModule(nn.Module):
             self._initial[self._slot(name)] = name
         return self._slot(name)
 
-    def _plan_frees(self) -> None:
-        keep = set(self._initial) | {self._slot(self.output_name)}
-        seen: set[int] = set()
-        for step in reversed(self._steps):
-            for slot in {*step.inputs, *step.outputs}:
-                if slot not in seen and slot not in keep:
-                    step.free.append(slot)
-                seen.add(slot)
-
     # ---- execution ---------------------------------------------------------------------------------------------
 
     def parameter(self, name: str) -> Tensor:
@@ -258,15 +233,27 @@ class GraphModule(nn.Module):
         for slot, name in self._initial.items():
             tensor = self.parameter(name)
             quantizer = self.quantizer(name)
-            if name in self._bias_grids:
-                tensor = self._rounded_bias(name, tensor)
             values[slot] = tensor if quantizer is None else quantizer(tensor)
+        grids = [(bias, self._owner(x), self._owner(weight)) for bias, (x, weight) in self._bias_grids.items()]
+        rounded = round_biases(
+            [self.parameter(b) for b, _, _ in grids], [x for _, x, _ in grids], [w for *_, w in grids]
+        )
+        for (name, _, _), tensor in zip(grids, rounded, strict=True):
+            values[self._slots[name]] = tensor
         return values
 
+    def _owner(self, tensor: str) -> FakeQuantize:
+        quantizer = self.quantizer(tensor)
+        assert quantizer is not None
+        return quantizer
+
     def freeze(self, frozen: bool = True) -> None:
-        """For evaluation: fake-quantizes the weights once, until `freeze(False)`. Not for training."""
+        """For evaluation: computes scales and quantized weights once, until `freeze(False)`. Not for training."""
         self._frozen = None
+        quantizers = self.fake_quantizers()
+        release_scales(quantizers)
         if frozen:
+            use_scales(quantizers)
             with torch.no_grad():
                 self._frozen = self._initial_values()
 
@@ -275,6 +262,21 @@ class GraphModule(nn.Module):
 
         `tap(name, tensor)` sees every computed tensor, and what it returns, unless None, takes the tensor's place.
         """
+        if self._frozen is not None:
+            return self._run(images, keep, tap)
+        quantizers = self.fake_quantizers()
+        use_scales(quantizers)
+        try:
+            return self._run(images, keep, tap)
+        finally:
+            release_scales(quantizers)
+
+    def _program(self, keep: Collection[str], tap: Tap | None) -> list[Step]:
+        """The fused steps, unless somebody wants a tensor that they do not compute."""
+        whole = tap is not None or any(self._slots.get(name) in self._hidden for name in keep)
+        return self._steps if whole else self._fused
+
+    def _run(self, images: Tensor, keep: Collection[str], tap: Tap | None) -> Any:
         slots: list[Tensor | None] = [None] * len(self._slots)
         for slot, tensor in self._initial_values().items():
             slots[slot] = tensor
@@ -284,7 +286,7 @@ class GraphModule(nn.Module):
         if tap is not None:
             tap(self.input_name, images)
         kept: dict[str, Tensor] = {}
-        for step in self._steps:
+        for step in self._program(keep, tap):
             result = step.operation(*[slots[i] for i in step.inputs])
             results = result if isinstance(result, tuple | list) else (result,)
             for slot, tensor, name in zip(step.outputs, results, step.output_names, strict=False):

@@ -8,6 +8,7 @@ as in LSQ, Esser et al. 2020, arXiv:1902.08153).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def dense_view(x: Tensor) -> tuple[Tensor, Tensor]:
     return x, x.view(-1)
 
 
-def _like(g: Tensor, x: Tensor) -> Tensor:
+def like(g: Tensor, x: Tensor) -> Tensor:
     """g in the memory layout of the dense tensor x, flat."""
     if g.stride() != x.stride() or g.shape != x.shape:
         g = torch.empty_like(x).copy_(g)
@@ -53,12 +54,11 @@ class _PerTensor(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, log_scale: Tensor, mantissas: tuple[float, ...],
+        ctx: Any, x: Tensor, log_scale: Tensor, scale: float,
         qlow: float, qhigh: float, low: float, high: float, inside: float,
     ) -> Tensor:  # fmt: skip
         x, flat = dense_view(x)
         y = torch.empty_like(x)
-        scale = float(step_size(log_scale, mantissas))
         kernels.tensor_forward(flat.numpy(), dense_view(y)[1].numpy(), scale, qlow, qhigh, low, high)
         ctx.save_for_backward(x)
         ctx.constants = (scale, qlow, qhigh, low, high, inside)
@@ -70,21 +70,18 @@ class _PerTensor(torch.autograd.Function):
         gx = torch.empty_like(x)
         scale = ctx.constants[0]
         total = kernels.tensor_backward(
-            dense_view(x)[1].numpy(), _like(g, x).numpy(), dense_view(gx)[1].numpy(), *ctx.constants
+            dense_view(x)[1].numpy(), like(g, x).numpy(), dense_view(gx)[1].numpy(), *ctx.constants
         )
         return gx, torch.tensor(total * scale, dtype=torch.float32), None, None, None, None, None, None
 
 
 class _PerChannel(torch.autograd.Function):
-    """Weights: one scale per index of `axis`; log_scale has shape (C,)."""
+    """Weights: one scale per index of `axis`; log_scale and scale have shape (C,)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, w: Tensor, log_scale: Tensor, mantissas: tuple[float, ...], axis: int, qlow: float, qhigh: float
-    ) -> Tensor:
+    def forward(ctx: Any, w: Tensor, log_scale: Tensor, scale: Tensor, axis: int, qlow: float, qhigh: float) -> Tensor:
         w, flat = dense_view(w)
         shape = _channel_shape(w, axis)
-        scale = step_size(log_scale, mantissas)
         y = torch.empty_like(w)
         kernels.channels_forward(
             flat.view(shape).numpy(), dense_view(y)[1].view(shape).numpy(), scale.numpy(), qlow, qhigh
@@ -99,7 +96,7 @@ class _PerChannel(torch.autograd.Function):
         shape, qlow, qhigh = ctx.constants
         gw = torch.empty_like(w)
         total = kernels.channels_backward(
-            dense_view(w)[1].view(shape).numpy(), _like(g, w).view(shape).numpy(),
+            dense_view(w)[1].view(shape).numpy(), like(g, w).view(shape).numpy(),
             dense_view(gw)[1].view(shape).numpy(),
             scale.numpy(), qlow, qhigh,
         )  # fmt: skip
@@ -136,16 +133,15 @@ def reference_fake_quantize(
     high: float = math.inf,
     *,
     clip_only: bool = False,
-    mantissas: tuple[float, ...] = (),
+    scale: Tensor | None = None,
 ) -> Tensor:
     """The same in differentiable torch operators, for every device and for the tests of the kernels.
 
-    log_scale: shape () or broadcastable to x.
+    log_scale: shape () or broadcastable to x. scale: the scale in use, exp(log_scale) where it is not given.
     """
-    scale = torch.exp(log_scale)
-    if mantissas:
-        # The gradient is that of the shortened scale as a multiple of the learned one.
-        scale = scale * (step_size(log_scale, mantissas) / scale.detach())
+    learned = torch.exp(log_scale)
+    # The gradient is that of the scale in use as a multiple of the learned one.
+    scale = learned if scale is None else learned * (scale / learned.detach())
     clamped = torch.clamp(x, low, high) if math.isfinite(low) or math.isfinite(high) else x
     v = clamped / scale
     rounded: Tensor = _Round.apply(torch.clamp(v, qlow, qhigh))  # type: ignore[no-untyped-call]
@@ -165,55 +161,46 @@ def fake_quantize_tensor(
     high: float = math.inf,
     *,
     clip_only: bool = False,
-    mantissas: tuple[float, ...] = (),
+    scale: float | Tensor | None = None,
 ) -> Tensor:
     """Per_tensor fake-quantize of clamp(x, low, high); the fused activation is ReLU with low 0, ReLU6 with high 6.
 
+    scale: the scale in use, exp(log_scale) where it is not given.
     clip_only: the scale's gradient comes from clipped values alone, as in PACT (arXiv:1805.06085).
     """
     if x.device.type == "cpu" and x.dtype == torch.float32:
+        number = float(torch.exp(log_scale.detach()) if scale is None else scale)
         result: Tensor = _PerTensor.apply(  # type: ignore[no-untyped-call]
-            x, log_scale, mantissas, qlow, qhigh, low, high, 0.0 if clip_only else 1.0
+            x, log_scale, number, qlow, qhigh, low, high, 0.0 if clip_only else 1.0
         )
         return result
-    return reference_fake_quantize(x, log_scale, qlow, qhigh, low, high, clip_only=clip_only, mantissas=mantissas)
+    tensor = None if scale is None else torch.as_tensor(scale, device=x.device)
+    return reference_fake_quantize(x, log_scale, qlow, qhigh, low, high, clip_only=clip_only, scale=tensor)
 
 
 def fake_quantize_channels(
-    w: Tensor, log_scale: Tensor, axis: int, qlow: float, qhigh: float, *, mantissas: tuple[float, ...] = ()
+    w: Tensor, log_scale: Tensor, axis: int, qlow: float, qhigh: float, *, scale: Tensor | None = None
 ) -> Tensor:
-    """Per_channel fake-quantize; log_scale (C,) runs along `axis`."""
+    """Per_channel fake-quantize; log_scale (C,) runs along `axis`. scale: as in `fake_quantize_tensor`, (C,)."""
+    if scale is None:
+        scale = torch.exp(log_scale.detach())
     if w.device.type == "cpu" and w.dtype == torch.float32:
-        result: Tensor = _PerChannel.apply(w, log_scale, mantissas, axis, qlow, qhigh)  # type: ignore[no-untyped-call]
+        result: Tensor = _PerChannel.apply(w, log_scale, scale, axis, qlow, qhigh)  # type: ignore[no-untyped-call]
         return result
     shape = [1] * w.ndim
     shape[axis] = -1
-    return reference_fake_quantize(w, log_scale.view(shape), qlow, qhigh, mantissas=mantissas)
+    return reference_fake_quantize(w, log_scale.view(shape), qlow, qhigh, scale=scale.view(shape))
 
 
-class _Replace(torch.autograd.Function):
-    """The second tensor forward, the gradient to the first."""
+@dataclass
+class ScaleInUse:
+    """The scale of a quantizer during one forward pass, where somebody has computed it for all at once.
 
-    @staticmethod
-    def forward(ctx: Any, learned: Tensor, used: Tensor) -> Tensor:
-        return used
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return g, None
-
-
-def round_bias(bias: Tensor, scale_x: Tensor, scale_w: Tensor) -> Tensor:
-    """The bias (C,) on the int32 grid of step scale_x * scale_w, as integer kernels add it; the gradient passes.
-
-    scale_x: shape (); scale_w: () or (C,).
+    value: shape () or (C,); number: the same as a float, of a per_tensor scale on the CPU.
     """
-    with torch.no_grad():
-        scale = scale_x * scale_w
-        steps = torch.round(bias.double() / scale.double())
-        rounded = steps.float() * scale
-    result: Tensor = _Replace.apply(bias, rounded)  # type: ignore[no-untyped-call]
-    return result
+
+    value: Tensor | None = None
+    number: float | None = None
 
 
 class FakeQuantize(nn.Module):
@@ -235,24 +222,46 @@ class FakeQuantize(nn.Module):
         self.low, self.high = low, high
         start = torch.log(torch.from_numpy(np.array(qparams.scale, dtype=np.float32)))
         self.log_scale: nn.Parameter = owner.log_scale if owner is not None else nn.Parameter(start)
+        self.in_use: ScaleInUse = owner.in_use if owner is not None else ScaleInUse()
         self.register_buffer("zero_point", torch.from_numpy(np.array(qparams.zero_point)))
         if qparams.spec.axis is not None and not qparams.spec.symmetric:
             raise ValueError("a per_channel grid is symmetric")
         shift = 0 if qparams.spec.axis is not None else int(qparams.zero_point)
         self.qlow, self.qhigh = float(qparams.spec.qmin - shift), float(qparams.spec.qmax - shift)
 
+    @property
+    def grid(self) -> tuple[float, float]:
+        """(qlow, qhigh): the ends of the grid in steps from zero."""
+        return self.qlow, self.qhigh
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """(low, high) of the fused activation."""
+        return self.low, self.high
+
+    @property
+    def inside(self) -> float:
+        """What the scale's gradient from values that are not clipped is multiplied by."""
+        return 0.0 if self.clip_only else 1.0
+
     def forward(self, x: Tensor) -> Tensor:
         if self.spec.axis is None:
+            scale: float | Tensor = self.scale_value() if x.device.type == "cpu" else self.current()
             return fake_quantize_tensor(
-                x, self.log_scale, self.qlow, self.qhigh, self.low, self.high,
-                clip_only=self.clip_only, mantissas=self.spec.mantissas,
-            )  # fmt: skip
-        return fake_quantize_channels(
-            x, self.log_scale, self.spec.axis, self.qlow, self.qhigh, mantissas=self.spec.mantissas
-        )
+                x, self.log_scale, self.qlow, self.qhigh, self.low, self.high, clip_only=self.clip_only, scale=scale
+            )
+        return fake_quantize_channels(x, self.log_scale, self.spec.axis, self.qlow, self.qhigh, scale=self.current())
+
+    def current(self) -> Tensor:
+        """The scale of this pass, shape () or (C,), without gradient."""
+        return self.step() if self.in_use.value is None else self.in_use.value
+
+    def scale_value(self) -> float:
+        """The scale of this pass as a number; per_tensor."""
+        return float(self.step()) if self.in_use.number is None else self.in_use.number
 
     def step(self) -> Tensor:
-        """The scale in use, shape () or (C,), without gradient."""
+        """The scale that log_scale stands for now, shape () or (C,), without gradient."""
         return step_size(self.log_scale, self.spec.mantissas)
 
     def scale(self) -> FloatArray:

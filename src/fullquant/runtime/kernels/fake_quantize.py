@@ -85,13 +85,13 @@ def _tensor_backward(
     x: Array,
     g: Array,
     gx: Array,
+    partial: npt.NDArray[np.float64],
     scale: Any,
     qlow: Any,
     qhigh: Any,
     low: Any,
     high: Any,
     inside: Any,
-    partial: npt.NDArray[np.float64],
 ) -> None:
     n = x.shape[0]
     for c in numba.prange(partial.shape[0]):
@@ -110,7 +110,7 @@ def tensor_backward(
     Sums are float32 within a chunk, float64 between chunks.
     """
     partial = np.zeros((x.shape[0] + CHUNK - 1) // CHUNK)
-    _tensor_backward(x, g, gx, *float32(scale, qlow, qhigh, low, high, inside), partial)
+    _tensor_backward(x, g, gx, partial, *float32(scale, qlow, qhigh, low, high, inside))
     return float(partial.sum())
 
 

@@ -99,8 +99,8 @@ def _hard_swish_backward(
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _hard_swish_backward_all(
-    x: Array, g: Array, gx: Array, scale_in: Any, qlow_in: Any, qhigh_in: Any, inverse: Any, qlow: Any, qhigh: Any,
-    inside: Any, partial: Partial,
+    x: Array, g: Array, gx: Array, partial: Partial,
+    scale_in: Any, qlow_in: Any, qhigh_in: Any, inverse: Any, qlow: Any, qhigh: Any, inside: Any,
 ) -> None:  # fmt: skip
     n = x.shape[0]
     for c in numba.prange(partial.shape[0]):
@@ -120,7 +120,7 @@ def hard_swish_backward(
     """
     partial = np.zeros(((x.shape[0] + CHUNK - 1) // CHUNK, 2))
     constants = float32(scale_in, *range_in, 1.0 / scale, *range_out, inside)
-    _hard_swish_backward_all(x, g, gx, *constants, partial)
+    _hard_swish_backward_all(x, g, gx, partial, *constants)
     first, second = partial.sum(axis=0)
     return float(first), float(second)
 
@@ -176,8 +176,8 @@ def _sum_backward(
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _sum_backward_all(
-    p: Array, r: Array, g: Array, gx: Array, scale: Any, qlow: Any, qhigh: Any, low: Any, high: Any, inside: Any,
-    partial: Partial,
+    p: Array, r: Array, g: Array, gx: Array, partial: Partial,
+    scale: Any, qlow: Any, qhigh: Any, low: Any, high: Any, inside: Any,
 ) -> None:  # fmt: skip
     n = p.shape[0]
     for c in numba.prange(partial.shape[0]):
@@ -191,7 +191,7 @@ def sum_backward(
 ) -> float:  # fmt: skip
     """Writes the gradient of both p and r into gx and returns that of scale."""
     partial = np.zeros((p.shape[0] + CHUNK - 1) // CHUNK)
-    _sum_backward_all(p, r, g, gx, *float32(scale, *range_out, *bounds, inside), partial)
+    _sum_backward_all(p, r, g, gx, partial, *float32(scale, *range_out, *bounds, inside))
     return float(partial.sum())
 
 
@@ -240,7 +240,7 @@ def _scaled_backward(
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _scaled_backward_all(
-    x: Array, s: Array, g: Array, gx: Array, gs: Array, scale: Any, qlow: Any, qhigh: Any, inside: Any, partial: Partial
+    x: Array, s: Array, g: Array, gx: Array, gs: Array, partial: Partial, scale: Any, qlow: Any, qhigh: Any, inside: Any
 ) -> None:
     images, pixels, _ = x.shape
     for n in numba.prange(images):
@@ -254,5 +254,5 @@ def scaled_backward(
     """Writes the gradients of x into gx [N, pixels, C] and of s into gs [N, C]; returns that of scale."""
     gs[:] = 0.0
     partial = np.zeros(x.shape[0])
-    _scaled_backward_all(x, s, g, gx, gs, *float32(scale, *range_out, inside), partial)
+    _scaled_backward_all(x, s, g, gx, gs, partial, *float32(scale, *range_out, inside))
     return float(partial.sum())
