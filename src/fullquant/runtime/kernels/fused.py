@@ -1,7 +1,7 @@
 """An operator and the fake-quantize behind it (and in front of it) in one pass: the tensor between them never exists.
 
-Each kernel gives the bits that the operator and the separate fake-quantize give, forward. Backward, divisions whose
-last bit does not matter are multiplications.
+Each kernel gives the bits that the operator and the separate fake-quantize give. Backward it divides as it did forward:
+with short scales half-way values are frequent, and a gradient must know to which side they were rounded.
 
 Physical limits, forward and backward, in bytes an element of the output:
     hard_swish   8 and 12 (read x, write y; read x and g, write gx), apart from it 24 and 36
@@ -22,7 +22,7 @@ from fullquant.runtime.kernels.fake_quantize import CHUNK, EXACT, FAST, Array, f
 Partial = npt.NDArray[np.float64]
 
 _ZERO, _HALF, _ONE, _THREE, _SIX = float32(0.0, 0.5, 1.0, 3.0, 6.0)
-_THIRD, _SIXTH = float32(1 / 3, 1 / 6)
+(_THIRD,) = float32(1 / 3)
 
 
 # ---- fake-quantize, HardSwish, fake-quantize -------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def hard_swish_forward(
 
 @numba.njit(fastmath=FAST, cache=True)
 def _hard_swish_backward(
-    x: Array, g: Array, gx: Array, scale_in: Any, qlow_in: Any, qhigh_in: Any, inverse: Any, qlow: Any, qhigh: Any,
+    x: Array, g: Array, gx: Array, scale_in: Any, qlow_in: Any, qhigh_in: Any, scale: Any, qlow: Any, qhigh: Any,
     inside: Any,
 ) -> Any:  # fmt: skip
     first = second = _ZERO
@@ -79,7 +79,7 @@ def _hard_swish_backward(
         r = u + _THREE
         r = _ZERO if r < _ZERO else r
         r = _SIX if r > _SIX else r
-        w = u * r * _SIXTH * inverse
+        w = u * r / _SIX / scale
         low, high = w < qlow, w > qhigh
         slope = inside * (np.rint(w) - w)
         slope = qlow if low else slope
@@ -100,13 +100,13 @@ def _hard_swish_backward(
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
 def _hard_swish_backward_all(
     x: Array, g: Array, gx: Array, partial: Partial,
-    scale_in: Any, qlow_in: Any, qhigh_in: Any, inverse: Any, qlow: Any, qhigh: Any, inside: Any,
+    scale_in: Any, qlow_in: Any, qhigh_in: Any, scale: Any, qlow: Any, qhigh: Any, inside: Any,
 ) -> None:  # fmt: skip
     n = x.shape[0]
     for c in numba.prange(partial.shape[0]):
         a, b = c * CHUNK, min(n, (c + 1) * CHUNK)
         partial[c, 0], partial[c, 1] = _hard_swish_backward(
-            x[a:b], g[a:b], gx[a:b], scale_in, qlow_in, qhigh_in, inverse, qlow, qhigh, inside
+            x[a:b], g[a:b], gx[a:b], scale_in, qlow_in, qhigh_in, scale, qlow, qhigh, inside
         )
 
 
@@ -119,7 +119,7 @@ def hard_swish_backward(
     The derivative of HardSwish is 0 up to -3, 1 from 3 on, x / 3 + 1/2 between (as PyTorch has it).
     """
     partial = np.zeros(((x.shape[0] + CHUNK - 1) // CHUNK, 2))
-    constants = float32(scale_in, *range_in, 1.0 / scale, *range_out, inside)
+    constants = float32(scale_in, *range_in, scale, *range_out, inside)
     _hard_swish_backward_all(x, g, gx, partial, *constants)
     first, second = partial.sum(axis=0)
     return float(first), float(second)
