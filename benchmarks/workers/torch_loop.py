@@ -41,7 +41,7 @@ def tensors(given: argparse.Namespace) -> list[torch.Tensor]:
 def perturb(parameters: Iterable[torch.Tensor]) -> None:
     """Five percent of noise on a student's parameters.
 
-    A float student that equals its teacher has a loss of zero and gradients of rounding noise: no real step is like that.
+    One that equals its teacher would have a loss of zero and gradients of rounding noise: no real step is like that.
     """
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
