@@ -36,7 +36,8 @@ def free_port() -> int:
 def plain_environment(**more: str) -> dict[str, str]:
     """This environment without any launcher's variables, one thread, and the test heartbeat."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER)}
-    return {**kept, "OMP_NUM_THREADS": "1", "FULLQUANT_HEARTBEAT": str(HEARTBEAT), "PYTHONPATH": str(ROOT), **more}
+    own = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "FULLQUANT_HEARTBEAT": str(HEARTBEAT)}
+    return {**kept, **own, "PYTHONPATH": str(ROOT), **more}
 
 
 def torchrun_variables(size: int) -> list[dict[str, str]]:

@@ -86,11 +86,14 @@ def stages(folder: str) -> None:
 
 def whole(config: str, save_dir: str) -> None:
     """quantize() as run.py calls it, then AutoCompression with a user's loader and callback; prints the results."""
+    import torch
+
     from tests.distributed import toys
 
     show_log()
     with joined("cpu") as (world, _):
         found = toys.quantized(config, save_dir, world)
+        found["threads"] = torch.get_num_threads()
     print(json.dumps(found))
 
 

@@ -60,7 +60,8 @@ Runs = tuple[list[Ended], list[dict[str, Any]]]
 @pytest.fixture(scope="module")
 def runs(project: Path) -> Runs:
     """How two processes with four images a step ended; and the results of one with eight, and of those two."""
-    both = run([*PROGRAMS, "whole", _config(project, 4), project / "two"])
+    command = [*PROGRAMS, "whole", _config(project, 4), project / "two"]
+    both = run(command, variables={"NUMBA_NUM_THREADS": "2"})
     assert [ended.status for ended in both] == [0, 0], both[0].stderr + both[1].stderr
     alone = toys.quantized(_config(project, 8), project / "one")
     return both, [alone, *(json.loads(ended.stdout.splitlines()[-1]) for ended in both)]
@@ -77,6 +78,11 @@ def test_two_processes_quantize_as_one_does(project: Path, runs: Runs) -> None:
     np.testing.assert_allclose(scales[1], scales[0], rtol=1e-5)
     assert [row["images"] for row in two["rows"]] == [row["images"] for row in one["rows"]]
     assert not (project / "two" / ".checkpoint.pt").exists()
+
+
+def test_numba_does_not_take_the_cores_of_the_other_process(runs: Runs) -> None:
+    _, (_, first, second) = runs
+    assert first["threads"] == second["threads"] == 1
 
 
 def test_process_0_alone_logs(runs: Runs) -> None:

@@ -249,6 +249,7 @@ class AutoCompression:
         self._check_dealt()
         clock = _Clock()
         device = prepare_runtime(own_device, seed=self.config.global_section.seed)
+        world.keep_threads()
         placement = place(self.model, self.target, placement_options(self.config))
         teacher = GraphModule(self.model).to(device).eval()
         observer = self.config.quantization.observer

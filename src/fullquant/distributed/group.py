@@ -40,6 +40,7 @@ class _Group:
     watch: Watch
     store: Any
     device: str | None = None
+    threads: int = 1
 
 
 _current: _Group | None = None
@@ -126,9 +127,8 @@ def _initialise(group: _Group) -> None:
 
     world = group.world
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = threads_of(world, cores)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    group.threads = threads_of(world, cores) or torch.get_num_threads()
+    torch.set_num_threads(group.threads)
     if group.device is not None and group.device.startswith("cuda"):
         torch.cuda.set_device(group.device)
     dist.init_process_group(
@@ -246,6 +246,14 @@ def _is_connection(error: BaseException) -> bool:
         isinstance(error, RuntimeError)
         and any(word in text for word in ("gloo", "NCCL", "Connection ", "ProcessGroup"))
     )
+
+
+def keep_threads() -> None:
+    """See World.keep_threads."""
+    import torch
+
+    if _current is not None:
+        torch.set_num_threads(_current.threads)
 
 
 # ---- collectives -----------------------------------------------------------------------------------------------------

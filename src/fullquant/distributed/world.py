@@ -47,6 +47,16 @@ class World:
         """This process's share of a list that all processes have: positions rank, rank + size, ..."""
         return items if self.alone else items[self.rank :: self.size]
 
+    def keep_threads(self) -> None:
+        """Gives PyTorch this process's share of the cores again, once numba has started its threads.
+
+        Both use one OpenMP library, and numba tells it at its start to use as many threads as there are cores.
+        """
+        if not self.alone:
+            from fullquant.distributed import group
+
+            group.keep_threads()
+
     # ---- collectives -------------------------------------------------------------------------------------------
 
     def sum(self, values: npt.ArrayLike) -> Array:
