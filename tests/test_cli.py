@@ -396,10 +396,22 @@ def test_cache_folder(monkeypatch):
 # ---- the pages -----------------------------------------------------------------------------------------------------
 
 
+def launcher_flags() -> set[str]:
+    """The options of torchrun, and those of Paddle's launcher that the pages name."""
+    from torch.distributed.run import get_args_parser
+
+    paddles = {"--gpus", "--nnodes", "--master"}
+    spec = importlib.util.find_spec("paddle")
+    if spec is not None and spec.origin is not None:
+        source = Path(spec.origin).parent / "distributed" / "launch" / "context" / "args_envs.py"
+        assert all(f'"{flag}"' in source.read_text(encoding="utf-8") for flag in paddles)
+    return paddles | set(get_args_parser()._option_string_actions)
+
+
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md", "docs/user_guide.md", "docs/python_api.md"])
 def test_pages_name_real_flags_and_files(page, monkeypatch, capsys):
     text = (ROOT / page).read_text(encoding="utf-8")
-    known = {"--help"}
+    known = {"--help"} | launcher_flags()
     for command in app.registered_commands:
         known |= set(re.findall(r"--[a-z_-]+", fullquant(command.callback.__name__, "--help").stdout))
     for function in (run_script, eval_script):
