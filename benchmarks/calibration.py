@@ -78,7 +78,7 @@ def in_turn(programs: list[Variant], repeats: int, threads: int) -> dict[str, Se
             series = found[program.name]
             series.seconds.append(answer["seconds"])
             series.peak_mib = answer["peak_mib"]
-            series.facts["versions"] = answer["versions"]
+            series.facts |= {key: answer[key] for key in ("versions", "log") if key in answer}
             parts[program.name].append(answer["parts"])
     for name, runs in parts.items():
         found[name].facts["parts"] = {part: statistics.median(run[part] for run in runs) for part in runs[0]}
@@ -110,7 +110,10 @@ def show_parts(found: dict[str, Series]) -> None:
         table.add_column(name, justify="right")
     for program, series in found.items():
         table.add_row(program, *(f"{series.facts['parts'][name]:.2f}" for name in names))
-    Console(width=110).print(table)
+    console = Console(width=110)
+    console.print(table)
+    for seconds, message in found["fullquant"].facts["log"]:
+        console.print(f"{seconds:8.1f} s  {message}", highlight=False, markup=False)
 
 
 def show_agreement(rows: dict[str, Accuracy]) -> None:

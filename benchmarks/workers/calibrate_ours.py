@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import time
 from pathlib import Path
 
 import numpy as np
 from gate import Answers, Clock, peak_mib, versions
 
 _BATCH = 32  # what TrainingData.calibration reads from an image folder
+
+
+class _Diary(logging.Handler):
+    """The log of the run with the seconds since its beginning: where the calibration spends its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[tuple[float, str]] = []
+        self._began = time.perf_counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append((time.perf_counter() - self._began, record.getMessage()))
 
 
 def quantize(model_dir: Path, images: np.ndarray, save_dir: Path, target: str | None, clock: Clock) -> None:
@@ -45,9 +59,13 @@ def main() -> None:
     parser.add_argument("--save-dir", type=Path, required=True)
     parser.add_argument("--target")
     given = parser.parse_args()
-    answers, clock = Answers(), Clock()
+    answers, clock, diary = Answers(), Clock(), _Diary()
+    log = logging.getLogger("fullquant")
+    log.setLevel(logging.INFO)
+    log.addHandler(diary)
     quantize(given.model, np.load(given.images), given.save_dir, given.target, clock)
-    answers.say(parts=clock.parts, peak_mib=peak_mib(), versions=versions("fullquant", "torch"))
+    found = versions("fullquant", "torch")
+    answers.say(parts=clock.parts, peak_mib=peak_mib(), versions=found, log=diary.lines)
 
 
 if __name__ == "__main__":
