@@ -29,6 +29,7 @@ def quantize(model_dir: Path, images: np.ndarray, save_dir: Path, target: str | 
     """Reads the model, calibrates, writes; the parts go to the clock."""
     with clock.part("import"):
         from fullquant.auto_compression import stages
+        from fullquant.auto_compression.calibrate import calibrated
         from fullquant.auto_compression.exporting import export, paddle_names
         from fullquant.auto_compression.from_config import default_config
         from fullquant.passes import prepare
@@ -44,7 +45,7 @@ def quantize(model_dir: Path, images: np.ndarray, save_dir: Path, target: str | 
         teacher = GraphModule(model).to(device).eval()
     with clock.part("calibrate"):
         batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-        student = stages.calibrated(
+        student = calibrated(
             model, teacher, placement, batches, config.quantization.observer,
             correct=config.quantization.bias_correction, probabilities=False, progress=False,
         )  # fmt: skip

@@ -20,6 +20,7 @@ from images import image_batches
 from torch_loop import perturb
 
 from fullquant.auto_compression import stages
+from fullquant.auto_compression.calibrate import calibrated
 from fullquant.calibration.calibrator import observed_tensors
 from fullquant.config import Config, load_config
 from fullquant.distributed import World, joined
@@ -91,7 +92,7 @@ def student_of(variant: str, model: ir.Model, teacher: GraphModule, config: Conf
     if variant == "float":
         return GraphModule(model).to(next(teacher.parameters()).device)
     placement = place(model, config.target(None), stages.placement_options(config))
-    student = stages.calibrated(
+    student = calibrated(
         model, teacher, placement, [images[:_CALIBRATION_IMAGES]], config.quantization.observer,
         correct=False, probabilities=False, progress=False,
     )  # fmt: skip

@@ -45,6 +45,23 @@ def test_total_images_are_spread_over_a_list_sorted_by_class(images: Path) -> No
         assert len(validation_loader(settings, count).images) == 12
 
 
+@pytest.mark.parametrize("mode", ["never", "training", "always"])
+def test_fast_decode_reduces_large_images_where_it_says(images: Path, mode: str) -> None:
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(images / "images/a/00.jpg")
+    sizes = {"resize_size": 8, "augment": {"flip": False}, "train_list": "lists/train.txt", "val_list": "lists/val.txt"}
+
+    def first_images(choice: str) -> tuple[np.ndarray, np.ndarray]:
+        settings = section(images, fast_decode=choice, **sizes)
+        train = train_loader(settings)
+        order = np.concatenate(list(train.sampling.batches(0))).tolist()
+        return np.concatenate([b for b, _ in train])[order.index(0)], next(iter(validation_loader(settings)))[0][0]
+
+    (train, val), (full_train, full_val) = first_images(mode), first_images("never")
+    assert np.array_equal(train, full_train) == (mode == "never")
+    assert np.array_equal(val, full_val) == (mode != "always")
+
+
 def test_lists_are_relative_to_the_data_folder(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (images / "elsewhere").mkdir()
     monkeypatch.chdir(images / "elsewhere")

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fullquant.auto_compression import reporting
+from fullquant.auto_compression.calibrate import calibrated
 from fullquant.auto_compression.exporting import ExportedFiles, check_save_dir, export, make_save_dir, paddle_names
 from fullquant.auto_compression.loaders import (
     DealtBatches,
@@ -28,7 +29,6 @@ from fullquant.auto_compression.loaders import (
 )
 from fullquant.auto_compression.stages import (
     QuantizedModel,
-    calibrated,
     finished,
     placement_options,
     plan_training,

@@ -25,6 +25,7 @@ from fullquant.data import (
     read_list,
 )
 from fullquant.data.feeds import Feeds
+from fullquant.data.shared_list import default_folder
 from fullquant.distributed import ALONE, World
 from fullquant.errors import ConfigError, DataError
 
@@ -44,6 +45,7 @@ def preprocess_of(settings: Global) -> Preprocess:
         std=settings.std,
         scale=settings.scale,
         channel_order=settings.channel_order,
+        fast_decode=settings.fast_decode,
     )
 
 
@@ -57,7 +59,7 @@ def augment_of(settings: Global) -> Augment | None:
     )
 
 
-def images_of_split(settings: Global, split: Literal["train", "val"]) -> ImageList:
+def images_of_split(settings: Global, split: Literal["train", "val"], world: World = ALONE) -> ImageList:
     """The images of Global.data_dir to train on ("train") or to validate on ("val"). DataError says what is missing.
 
     Global.train_list and val_list, a list file or a folder, are relative to data_dir; so are the paths in a list.
@@ -65,15 +67,16 @@ def images_of_split(settings: Global, split: Literal["train", "val"]) -> ImageLi
     if settings.data_dir is None:
         raise ConfigError("Global.data_dir is not given: the folder of the images")
     folder = Path(settings.data_dir)
+    shared = default_folder() if world.local_size > 1 else None  # parsed once for the processes of this machine
     name = settings.train_list if split == "train" else settings.val_list
     if name is None:
-        return find_images(folder, split)
+        return find_images(folder, split, shared=shared)
     place = folder / name
     if place.is_dir():
         return read_folder(place, folder / (settings.train_list or "train") if split == "val" else None)
     if not place.is_file():
         raise DataError(f"image list {place} does not exist (Global.{split}_list, relative to Global.data_dir)")
-    return read_list(place, root=folder)
+    return read_list(place, root=folder, shared=shared)
 
 
 def free_or_fixed(value: ir.Value) -> tuple[int | None, ...] | None:
@@ -109,9 +112,9 @@ def check_labels(loader: ImageLoader, classes: int | None, model: str | Path) ->
 def train_loader(settings: Global, world: World = ALONE) -> ImageLoader:
     """Shuffled, augmented training batches of this process; the last, smaller batch of an epoch is left out."""
     return ImageLoader(
-        images_of_split(settings, "train"), preprocess_of(settings), settings.batch_size, augment=augment_of(settings),
-        shuffle=True, seed=settings.seed, drop_last=True, workers=settings.workers, on_bad_image=settings.on_bad_image,
-        rank=world.rank, world=world.size,
+        images_of_split(settings, "train", world), preprocess_of(settings), settings.batch_size,
+        augment=augment_of(settings), shuffle=True, seed=settings.seed, drop_last=True, workers=settings.workers,
+        on_bad_image=settings.on_bad_image, rank=world.rank, world=world.size,
     )  # fmt: skip
 
 
@@ -120,7 +123,7 @@ def validation_loader(settings: Global, total_images: int | None = None, world: 
 
     With several processes, this one's share of them.
     """
-    images = images_of_split(settings, "val")
+    images = images_of_split(settings, "val", world)
     if total_images is not None:
         images = images.spread(total_images)
     return ImageLoader(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +15,12 @@ import onnx_ir as ir
 from fullquant.auto_compression.loaders import TrainingData
 from fullquant.auto_compression.validation import Validation
 from fullquant.calibration.calibrator import (
-    calibrate_weights,
-    observe_activations,
-    observed_qparams,
     raise_to_bias_floors,
 )
-from fullquant.calibration.correction import correct_statistics
-from fullquant.calibration.observers import EveryObserver
-from fullquant.calibration.pooled import pooled_qparams
-from fullquant.config import Config, ObserverSettings, QuantAware
+from fullquant.config import Config, QuantAware
 from fullquant.data.progress import ProgressBar
 from fullquant.distributed import ALONE, World
 from fullquant.errors import ConfigError, TrainingError
-from fullquant.evaluation.accuracy import kl_divergence
 from fullquant.numerics.qparams import QParams
 from fullquant.passes import prepare
 from fullquant.placement.decision import Placement
@@ -44,11 +35,6 @@ from fullquant.training.schedules import build_schedule
 
 log = logging.getLogger("fullquant")
 FloatArray = npt.NDArray[np.float32]
-
-# Correction needs one batch in memory as a whole; means and deviations of channels are steady from here on.
-_CORRECTION_IMAGES = 256
-# Candidates of the calibration are compared on this many images.
-_COMPARED_IMAGES = 256
 
 
 @dataclass
@@ -73,114 +59,6 @@ def placement_options(config: Config) -> PlacementOptions:
         per_channel=settings.weight_granularity == "per_channel",
         scale_grid=settings.scale_grid,
     )
-
-
-@dataclass(frozen=True)
-class CalibrationData:
-    """This process's share of the calibration batches, and what the float model makes of them."""
-
-    batches: Sequence[FloatArray]
-    outputs: Sequence[FloatArray]
-    probabilities: bool
-    world: World = ALONE
-
-    def kl(self, student: GraphModule) -> float:
-        """Mean KL divergence of the student's outputs from the float model's."""
-        student.freeze()
-        try:
-            simulator = Simulator(student)
-            parts = [
-                kl_divergence(expected, simulator.predict(batch), probabilities=self.probabilities)
-                for batch, expected in zip(self.batches, self.outputs, strict=True)
-            ]
-        finally:
-            student.freeze(False)
-        return float(np.concatenate(self.world.in_order(parts)).mean())
-
-
-def compared(batches: Sequence[FloatArray]) -> list[FloatArray]:
-    """The first batches, up to _COMPARED_IMAGES images."""
-    count, used = 0, []
-    for batch in batches:
-        if count >= _COMPARED_IMAGES:
-            break
-        used.append(batch)
-        count += len(batch)
-    return used
-
-
-def calibrated(
-    model: ir.Model, teacher: GraphModule, placement: Placement, batches: Sequence[FloatArray],
-    settings: ObserverSettings, *, correct: bool, probabilities: bool, progress: bool = True, world: World = ALONE,
-) -> GraphModule:  # fmt: skip
-    """The calibrated student (post-training quantization), in evaluation with the least KL divergence.
-
-    Each candidate observer makes a student; the one whose outputs on the calibration images are nearest to the
-    teacher's is kept, and with `correct` also tried with corrected channel statistics. One forward pass serves all
-    observers.
-
-    All processes have all batches and share the work on them; the scales are those that process 0 finds.
-    """
-    device = next(teacher.parameters()).device
-
-    def counted() -> Iterator[FloatArray]:
-        own = world.own(batches)
-        total = sum(len(images) for images in own)
-        with ProgressBar(f"calibrate ({settings.name})", total, enabled=progress) as bar:
-            for images in own:
-                yield images
-                bar.advance(len(images))
-
-    observers = observe_activations(
-        teacher, model, placement, counted(),
-        lambda: EveryObserver(moving_rate=settings.moving_rate, percentile=settings.percentile), world,
-    )  # fmt: skip
-    own = world.own(compared(batches))
-    data = CalibrationData(own, [Simulator(teacher).predict(batch) for batch in own], probabilities, world)
-    # An observer that the user names decides alone; `auto` knows better where a tensor is only averaged.
-    averaged: dict[str, QParams] = {}
-    if settings.name == "auto":
-        averaged = pooled_qparams(teacher, model, placement, compared(batches), observers, world)
-    students: list[_Candidate] = []
-    for name in settings.candidates:
-        qparams = world.on_first(functools.partial(_qparams, name, model, placement, observers, averaged))
-        students.append(_judged(name, data, GraphModule(model, placement=placement, qparams=qparams).to(device)))
-    best = min(students)
-    if correct:
-        # Which observer fits shows before the correction; the correction takes as long as all of them together.
-        student = copy.deepcopy(best.student)
-        if world.first:
-            correct_statistics(teacher, student, model, placement, np.concatenate(batches)[:_CORRECTION_IMAGES])
-        world.share_state(student.state_dict())
-        best = min(best, _judged(f"{best.name} and corrected channel statistics", data, student))
-    log.info("calibrated with %s", best.name)
-    return best.student
-
-
-def _qparams(
-    name: str, model: ir.Model, placement: Placement, observers: Mapping[str, EveryObserver],
-    averaged: Mapping[str, QParams],
-) -> dict[str, QParams]:  # fmt: skip
-    """The scales by one kind of observer, except those that are known already."""
-    for observer in observers.values():
-        observer.choose(name)
-    activations = {**observed_qparams(observers, placement), **averaged}
-    return activations | calibrate_weights(model, placement, activations)
-
-
-@dataclass(frozen=True, order=True)
-class _Candidate:
-    """A calibrated student and how far it is from the teacher: mean KL divergence on the calibration images."""
-
-    distance: float
-    name: str
-    student: GraphModule = field(compare=False)
-
-
-def _judged(name: str, data: CalibrationData, student: GraphModule) -> _Candidate:
-    found = _Candidate(data.kl(student), name, student)
-    log.info("calibration with %s: KL divergence %.5f", name, found.distance)
-    return found
 
 
 def finished(model: ir.Model, student: GraphModule) -> QuantizedModel:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 import torch
 
 from fullquant.placement.decision import Placement
+from fullquant.runtime import kernels
 from fullquant.runtime.executor import GraphModule
 
 Tensor = torch.Tensor
@@ -62,7 +63,7 @@ def correct_statistics(
         shift = mean - factor * own_mean
         student.parameter(bias).data.mul_(factor).add_(shift)
         shape = (1, -1, 1, 1) if tensor.ndim == 4 else (1, -1)
-        return tensor * factor.view(shape) + shift.view(shape)
+        return tensor.mul_(factor.view(shape)).add_(shift.view(shape))
 
     batch = torch.from_numpy(images).to(next(student.parameters()).device)
     with torch.no_grad():
@@ -97,6 +98,10 @@ def _per_channel(student: GraphModule, weight: str) -> bool:
 
 def _moments(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """(mean, variance) per channel, shapes (C,)."""
+    if tensor.device.type == "cpu" and tensor.dtype == torch.float32:
+        rows = tensor.permute(0, 2, 3, 1).reshape(-1, tensor.shape[1]) if tensor.ndim == 4 else tensor
+        mean, variance = kernels.channel_moments(rows.contiguous().numpy())
+        return torch.from_numpy(mean).float(), torch.from_numpy(variance).float()
     axes = (0, 2, 3) if tensor.ndim == 4 else (0,)
-    variance, mean = torch.var_mean(tensor, dim=axes, correction=0)
-    return mean, variance
+    spread, middle = torch.var_mean(tensor, dim=axes, correction=0)
+    return middle, spread

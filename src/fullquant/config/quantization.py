@@ -10,8 +10,9 @@ from fullquant.config.settings import Fixed, Settings, nearest, require
 from fullquant.errors import ConfigError
 
 TargetName = Literal["paddle_lite", "verisilicon_timvx", "paddle_inference", "tensorrt", "onnxruntime", "openvino"]
-ObserverName = Literal["auto", "min_max", "moving_average", "percentile", "mse"]
+ObserverName = Literal["auto", "fisher", "min_max", "moving_average", "percentile", "mse"]
 ScaleGrid = Literal["short", "power_of_two", "free"]
+WeightRounding = Literal["compensated", "nearest"]
 WeightQuantizeType = Literal["channel_wise_abs_max", "abs_max", "range_abs_max", "moving_average_abs_max"]
 ActivationQuantizeType = Literal["moving_average_abs_max", "range_abs_max", "abs_max"]
 
@@ -51,6 +52,7 @@ class ObserverSettings:
     percentile: the share of |x| that is kept, for `percentile`.
     moving_rate: share of the old value at each batch, for `moving_average`.
     first: the candidate of `auto` that comes before all others.
+    compensate: whether weights are rounded for their layer's output, not each to the nearest integer.
     """
 
     name: ObserverName
@@ -58,13 +60,14 @@ class ObserverSettings:
     percentile: float
     moving_rate: float
     first: ObserverName = "min_max"
+    compensate: bool = True
 
     @property
     def candidates(self) -> tuple[ObserverName, ...]:
         """The observers to try: the one that is named, or for `auto` all, each once."""
         if self.name != "auto":
             return (self.name,)
-        return tuple(dict.fromkeys((self.first, "moving_average", "min_max", "percentile", "mse")))
+        return tuple(dict.fromkeys((self.first, "fisher", "moving_average", "min_max", "percentile", "mse")))
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class QuantizationSettings(Settings):
     target: TargetName | None = None
     reduce_range: bool = False
     scale_grid: ScaleGrid = "short"
+    weight_rounding: WeightRounding = "compensated"
 
     def check(self) -> None:
         if not all(self.not_quant_pattern):
@@ -224,8 +228,9 @@ class QuantAware(QuantizationSettings):
         first = _ACTIVATION_OBSERVERS[self.activation_quantize_type]
         chosen = self.calibration
         return ObserverSettings(
-            chosen.observer or first, chosen.calibration_images, chosen.percentile, self.moving_rate, first
-        )
+            chosen.observer or first, chosen.calibration_images, chosen.percentile, self.moving_rate, first,
+            self.weight_rounding == "compensated",
+        )  # fmt: skip
 
 
 _NO_RECONSTRUCTION = (
@@ -233,6 +238,7 @@ _NO_RECONSTRUCTION = (
 )
 _ALGORITHMS: Mapping[str, ObserverName] = {
     "auto": "auto",
+    "fisher": "fisher",
     "hist": "percentile",
     "mse": "mse",
     "abs_max": "min_max",
@@ -263,7 +269,7 @@ class QuantPost(QuantizationSettings):
     }
     batch_size: int = 32
     batch_nums: int | None = None
-    algo: Literal["auto", "hist", "mse", "abs_max", "min_max"] = "hist"
+    algo: Literal["auto", "fisher", "hist", "mse", "abs_max", "min_max"] = "hist"
     hist_percent: float = 0.999
     bias_correction: bool = False
 
@@ -280,4 +286,5 @@ class QuantPost(QuantizationSettings):
     def observer(self) -> ObserverSettings:
         """`algo` on batch_size * batch_nums images."""
         images = None if self.batch_nums is None else self.batch_size * self.batch_nums
-        return ObserverSettings(_ALGORITHMS[self.algo], images, self.hist_percent, 0.9)
+        compensate = self.weight_rounding == "compensated"
+        return ObserverSettings(_ALGORITHMS[self.algo], images, self.hist_percent, 0.9, compensate=compensate)

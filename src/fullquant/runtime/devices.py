@@ -20,7 +20,10 @@ def prepare_runtime(device: str | None = None, *, seed: int = 0) -> torch.device
     chosen = _choose(device)
     if chosen.type == "cpu":
         memory.keep_large_blocks()
-        kernels.set_threads(torch.get_num_threads())
+        # Numba's start gives the OpenMP library, which PyTorch uses as well, all cores: what was set is set again.
+        threads = torch.get_num_threads()
+        kernels.set_threads(threads)
+        torch.set_num_threads(threads)
     torch.manual_seed(seed)
     return chosen
 

@@ -23,13 +23,23 @@ from fullquant.runtime.kernels.fused import (
     sum_backward,
     sum_forward,
 )
-from fullquant.runtime.kernels.statistics import add_to_histogram, channel_errors, value_range
+from fullquant.runtime.kernels.rounding import compensated_rounding
+from fullquant.runtime.kernels.statistics import (
+    add_to_histogram,
+    channel_errors,
+    channel_moments,
+    error_dots,
+    value_range,
+)
 
 __all__ = [
     "add_to_histogram",
     "channel_errors",
+    "channel_moments",
     "channels_backward",
     "channels_forward",
+    "compensated_rounding",
+    "error_dots",
     "hard_swish_backward",
     "hard_swish_forward",
     "scaled_backward",

@@ -97,3 +97,64 @@ def channel_errors(w: Array, factors: Array, qlow: float, qhigh: float) -> tuple
     peak = np.zeros(w.shape[0], np.float32)
     _channel_errors(w, factors, np.float32(qlow), np.float32(qhigh), errors, peak)
     return peak, errors
+
+
+@numba.njit(fastmath=FAST, cache=True)
+def _error_dot(x: Array, g: Array, scale: Any, qlow: Any, qhigh: Any) -> Any:
+    total = np.float32(0.0)
+    for i in range(x.shape[0]):
+        q = np.rint(x[i] / scale)
+        q = qlow if q < qlow else q
+        q = qhigh if q > qhigh else q
+        total += g[i] * (q * scale - x[i])
+    return total
+
+
+@numba.njit(parallel=True, fastmath=FAST, cache=True)
+def _error_dots(x: Array, g: Array, scale: Array, qlow: Array, qhigh: Array, dots: npt.NDArray[np.float64]) -> None:
+    size = x.shape[1]
+    for n in numba.prange(x.shape[0]):
+        for c in range((size + CHUNK - 1) // CHUNK):
+            a, b = c * CHUNK, min(size, (c + 1) * CHUNK)
+            for k in range(scale.shape[0]):
+                dots[n, k] += _error_dot(x[n, a:b], g[n, a:b], scale[k], qlow[k], qhigh[k])
+
+
+def error_dots(x: Array, g: Array, scale: Array, qlow: Array, qhigh: Array) -> npt.NDArray[np.float64]:
+    """sum_i g * (fq(x) - x) of each row of x, g (N, M), for each grid: scale, qlow, qhigh (K,); result (N, K)."""
+    dots = np.zeros((x.shape[0], scale.shape[0]))
+    _error_dots(x, g, scale, qlow, qhigh, dots)
+    return dots
+
+
+# Rows that one job sums up in float32 before the sums are added in float64.
+_ROWS = 256
+
+
+@numba.njit(fastmath=FAST, cache=True)
+def _add_row(x: Array, pivot: Array, sums: Array, squares: Array) -> None:
+    for c in range(x.shape[0]):
+        d = x[c] - pivot[c]
+        sums[c] += d
+        squares[c] += d * d
+
+
+@numba.njit(parallel=True, fastmath=FAST, cache=True)
+def _channel_sums(x: Array, pivot: Array, sums: Array, squares: Array) -> None:
+    rows = x.shape[0]
+    for job in numba.prange(sums.shape[0]):
+        for r in range(job * _ROWS, min(rows, (job + 1) * _ROWS)):
+            _add_row(x[r], pivot, sums[job], squares[job])
+
+
+def channel_moments(x: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(mean, variance), each (C,), of the columns of x (rows, C); around a pivot, so that a large mean costs no digits.
+
+    PyTorch's var_mean over a channels-last tensor takes ten times as long.
+    """
+    jobs = (x.shape[0] + _ROWS - 1) // _ROWS
+    sums, squares = np.zeros((2, jobs, x.shape[1]), np.float32)
+    _channel_sums(x, x[0], sums, squares)
+    mean = sums.sum(axis=0, dtype=np.float64) / x.shape[0]
+    variance = squares.sum(axis=0, dtype=np.float64) / x.shape[0] - mean**2
+    return x[0] + mean, np.maximum(variance, 0.0)

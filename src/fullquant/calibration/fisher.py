@@ -1,0 +1,128 @@
+"""Scales that change the model's answer least: each candidate is judged by the KL divergence that its errors cause.
+
+To second order, a change d of one tensor moves the outputs by KL = 1/2 E_x E_y[(g . d)^2], where g is the gradient of
+log p(y | x) with respect to the tensor and y is drawn from the model's own answer p (the Fisher information,
+Amari 1998; BRECQ, Li et al. 2021, arXiv:2102.05426, uses its diagonal). Here the whole product g . d is taken for
+each image: errors that have one sign, as from clipping, add up in it, errors that scatter cancel. No labels are
+needed, and one backward pass serves all tensors and all candidates.
+
+Measured on EfficientNet-Lite0, KL divergence of each tensor rounded alone, summed over its 62 tensors: min-max
+0.0043, least squared error 0.0041, the better of the two for each tensor 0.0031.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+
+from fullquant.calibration.calibrator import observed_tensors, telling_ranges
+from fullquant.calibration.observers import EveryObserver, qparams_of_range
+from fullquant.numerics.qparams import QParams
+from fullquant.placement.decision import Placement
+from fullquant.runtime import kernels
+from fullquant.runtime.executor import GraphModule
+from fullquant.runtime.fake_quantize import dense_view
+
+Tensor = torch.Tensor
+
+# Shares of the observed range that are tried, 9% apart: from a third more, against rounding up that clips, to a sixth.
+_SHARES = np.geomspace(1.35, 1 / 6, 25)
+# Images of a batch: the activations and gradients of so many are in memory.
+_BATCH = 16
+_SMALLEST = 1e-12
+
+
+def fisher_qparams(
+    module: GraphModule,
+    model: ir.Model,
+    placement: Placement,
+    batches: Iterable[npt.NDArray[np.float32]],
+    observers: Mapping[str, EveryObserver],
+    *,
+    probabilities: bool,
+    images: int = 64,
+    seed: int = 0,
+) -> dict[str, QParams]:
+    """The scale of each activation that owns one, by least expected KL divergence; observers give the ranges.
+
+    module: the float graph. batches: images [N, C, H, W]; the first `images` of them are used. probabilities: whether
+    the outputs are, as opposed to logits.
+    """
+    owners = observed_tensors(model, placement)
+    options = {owner: _options(observers[owner], placement, owner) for owner in dict.fromkeys(owners.values())}
+    bounds = telling_ranges(model, placement)
+    costs = {owner: np.zeros(len(candidates)) for owner, candidates in options.items()}
+    random = torch.Generator().manual_seed(seed)
+    for batch in _first(batches, images):
+        seen = _gradients(module, batch, set(owners), random, probabilities=probabilities)
+        for name, (x, g) in seen.items():
+            if name in bounds:
+                x = torch.clamp(x, *bounds[name])
+            costs[owners[name]] += _costs(x, g, options[owners[name]])
+    return {owner: candidates[int(np.argmin(costs[owner]))] for owner, candidates in options.items()}
+
+
+def _options(observer: EveryObserver, placement: Placement, owner: str) -> list[QParams]:
+    """Different grids, the widest first: a tie goes to it."""
+    spec = placement[owner].spec
+    assert spec is not None
+    seen = observer.histogram
+    found: dict[tuple[float, int], QParams] = {}
+    for share in _SHARES:
+        option = qparams_of_range(seen.low * share, seen.high * share, spec)
+        found.setdefault((float(option.scale), int(option.zero_point)), option)
+    return list(found.values())
+
+
+def _first(batches: Iterable[npt.NDArray[np.float32]], images: int) -> Iterable[npt.NDArray[np.float32]]:
+    """Pieces of at most _BATCH images, `images` in all."""
+    left = images
+    for batch in batches:
+        for start in range(0, len(batch), _BATCH):
+            if left <= 0:
+                return
+            piece = batch[start : start + min(_BATCH, left)]
+            left -= len(piece)
+            yield piece
+
+
+def _gradients(
+    module: GraphModule,
+    batch: npt.NDArray[np.float32],
+    names: set[str],
+    random: torch.Generator,
+    *,
+    probabilities: bool,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """tensor -> (values, gradient of log p(y)), y drawn from the outputs; tensors without a gradient are left out."""
+    kept: dict[str, Tensor] = {}
+
+    def tap(name: str, tensor: Tensor) -> None:
+        if name in names:
+            kept[name] = tensor
+
+    device = next(module.parameters()).device
+    images = torch.from_numpy(batch).to(device).requires_grad_()
+    with torch.enable_grad():
+        output = module(images, tap=tap).flatten(1)
+        log = torch.log(output.clamp_min(_SMALLEST)) if probabilities else torch.log_softmax(output, 1)
+        drawn = torch.multinomial(log.detach().exp().cpu(), 1, generator=random).to(device)
+        found = torch.autograd.grad(log.gather(1, drawn).sum(), list(kept.values()), allow_unused=True)
+    return {name: (tensor.detach(), g) for (name, tensor), g in zip(kept.items(), found, strict=True) if g is not None}
+
+
+def _costs(x: Tensor, g: Tensor, options: list[QParams]) -> npt.NDArray[np.float64]:
+    """Half the sum over images of (g . d)^2, for each option."""
+    x, _ = dense_view(x.float().cpu())
+    if g.stride() != x.stride():
+        g = torch.empty_like(x).copy_(g)
+    scale = np.array([float(option.scale) for option in options], np.float32)
+    shift = np.array([int(option.zero_point) for option in options], np.float32)
+    spec = options[0].spec
+    rows, slopes = (dense_view(t)[1].view(len(x), -1).numpy() for t in (x, g))
+    dots = kernels.error_dots(rows, slopes, scale, np.float32(spec.qmin) - shift, np.float32(spec.qmax) - shift)
+    return np.asarray(0.5 * (dots**2).sum(axis=0))
