@@ -97,12 +97,26 @@ def test_merged_counts_are_those_of_one_histogram(batches: list[np.ndarray], siz
 
 
 def test_every_value_lies_in_its_bin() -> None:
-    values = np.random.default_rng(0).normal(0, 1, 300_000).astype(np.float32)
+    values = np.random.default_rng(0).normal(0, 1, 200_000).astype(np.float32)
     histogram = Histogram()
     histogram.update(values)
     edges = np.linspace(-histogram.reach, histogram.reach, len(histogram.counts) + 1)
     np.testing.assert_array_equal(histogram.counts, np.histogram(values.astype(np.float64), edges)[0])
     assert np.log2(histogram.reach) % 1 == 0
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20, (1 << 20) + 1, 3_000_000, 8_000_000])
+def test_of_a_large_batch_a_share_is_counted_and_no_channel_is_left_out(size: int) -> None:
+    values = np.tile(np.arange(16, dtype=np.float32) / 16, -(-size // 16))[:size]
+    histogram = Histogram()
+    histogram.update(values)
+    counted = int(histogram.counts.sum())
+    assert counted == size if size <= 1 << 20 else 1 << 16 < counted <= (1 << 18) + 1
+    if size > 16:
+        channels = histogram.counts[histogram.counts > 0]
+        assert len(channels) == 16
+        assert channels.max() - channels.min() <= 1 + size // 100_000
+    assert histogram.high == float(values.max())
 
 
 def test_every_observer_merges_both_of_its_parts() -> None:

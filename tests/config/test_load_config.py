@@ -162,7 +162,7 @@ def test_flat_evaluation_file(tmp_path: Path) -> None:
             {"QuantPost": {"recon_level": "layer-wise"}},
             "QuantPost.recon_level: 'layer-wise' is not available (only null)",
         ),
-        ({"QuantPost": {"algo": "KL"}}, "QuantPost.algo: 'KL' is not one of auto, hist, mse, abs_max, min_max"),
+        ({"QuantPost": {"algo": "KL"}}, "QuantPost.algo: 'KL' is not one of auto, fisher, hist, mse, abs_max, min_max"),
         ({"TrainConfig": {"amp_config": {}}}, "TrainConfig.amp_config: {} is not available (only null)"),
         ({"TrainConfig": {"sparse_model": True}}, "TrainConfig.sparse_model: true is not available (only false)"),
         ({"TrainConfig": {"sparse_model": 0}}, "TrainConfig.sparse_model: 0 is not available (only false)"),

@@ -188,7 +188,7 @@ class TestQuantization:
         assert section.weight_granularity == "per_channel"
         assert section.target_for() == "paddle_lite"
         assert section.observer == ObserverSettings("auto", 512, 0.9999, 0.9, "moving_average")
-        assert section.observer.candidates == ("moving_average", "min_max", "percentile", "mse")
+        assert section.observer.candidates == ("moving_average", "fisher", "min_max", "percentile", "mse")
 
     def test_literal_operators(self) -> None:
         section = QuantAware.from_mapping({"is_full_quantize": False, "quantize_op_types": ["conv2d", "Gemm"]})

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from fullquant.numerics import affine
 from fullquant.numerics.qparams import QParams, QuantSpec, symmetric
+from fullquant.runtime import kernels
 from fullquant.runtime.fake_quantize import (
     FakeQuantize,
     fake_quantize_channels,
@@ -113,3 +114,24 @@ def test_two_tensors_with_one_owner_learn_one_scale() -> None:
     owner = FakeQuantize(symmetric(INT8, 0.1))
     other = FakeQuantize(symmetric(INT8, 0.1), low=0.0, owner=owner)
     assert other.log_scale is owner.log_scale
+
+
+def test_channel_moments_equal_numpy_for_large_means() -> None:
+    x = (np.random.default_rng(0).normal(0, 0.01, (1000, 37)) + np.linspace(-50, 50, 37)).astype(np.float32)
+    mean, variance = kernels.channel_moments(x)
+    np.testing.assert_allclose(mean, x.mean(axis=0, dtype=np.float64), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(variance, x.var(axis=0, dtype=np.float64), rtol=1e-4)
+
+
+def test_value_range_and_histogram() -> None:
+    x = np.random.default_rng(0).normal(0, 1, 40_003).astype(np.float32)
+    assert kernels.value_range(x) == (float(x.min()), float(x.max()))
+    counts = np.zeros(64, np.int64)
+    kernels.add_to_histogram(x, counts, 4.0)
+    edges = np.linspace(-4, 4, 65)
+    want = np.histogram(np.clip(x, -4, np.nextafter(np.float32(4), np.float32(0))), edges)[0]
+    np.testing.assert_array_equal(counts, want)
+    with pytest.raises(ValueError, match="powers of two"):
+        kernels.add_to_histogram(x, counts, 3.0)
+    x[77] = np.nan
+    assert all(math.isnan(end) for end in kernels.value_range(x))

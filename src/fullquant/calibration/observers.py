@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,10 @@ _SMALLEST_RANGE = 1e-5
 # The reach of a histogram is rounded up to a power of two, which may double it.
 _BINS = 8192
 _LARGEST_VALUE = 2.0**126
-_CHUNK = 1 << 18  # elements that are binned at a time: their float64 copy stays in the cache
+# Of a batch with more than 2**20 values about 2**18 are counted; all are looked at for the range.
+_ALL_COUNTED, _COUNTED = 1 << 20, 1 << 18
+# Channels are often multiples of 2, 3, 5 and 7.
+_SMALLEST_STEP = 11
 
 
 class Observer(Protocol):
@@ -113,8 +116,9 @@ class Histogram:
         self.reach = 0.0
         self.low, self.high = math.inf, -math.inf
 
-    def update(self, values: Array) -> None:
-        low, high = kernels.value_range(values)
+    def update(self, values: Array, seen: tuple[float, float] | None = None) -> None:
+        """One batch, flat. seen: its smallest and largest value, where somebody knows them already."""
+        low, high = seen or kernels.value_range(values)
         peak = max(-low, high)
         if not peak < _LARGEST_VALUE:  # NaN too
             raise FullquantError(
@@ -122,11 +126,8 @@ class Histogram:
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._extend(_reach(peak))
-        for start in range(0, len(values), _CHUNK):
-            # In float64 the distance to the lower end is exact, and a value always falls into the bin it lies in; in
-            # float32 one close to an edge may fall beside it, depending on the reach of the moment.
-            wide = cast(Array, values[start : start + _CHUNK].astype(np.float64))
-            kernels.add_to_histogram(wide, self.counts, -self.reach, self.reach)
+        step = _step(len(values))
+        kernels.add_to_histogram(values if step == 1 else values[::step].copy(), self.counts, self.reach)
 
     def merge(self, world: World) -> None:
         """Adds the counts of all processes."""
@@ -152,6 +153,16 @@ class Histogram:
         bins = len(self.counts)
         middles: npt.NDArray[np.float64] = (np.arange(bins, dtype=np.float64) + 0.5) * (2 * self.reach / bins)
         return middles - self.reach
+
+
+def _step(size: int) -> int:
+    """Every how many-th of `size` values is counted: a prime, or whole channels of a tensor would never be."""
+    if size <= _ALL_COUNTED:
+        return 1
+    step = max(_SMALLEST_STEP, -(-size // _COUNTED))
+    while any(step % divisor == 0 for divisor in range(2, math.isqrt(step) + 1)):
+        step += 1
+    return step
 
 
 def _reach(peak: float) -> float:
@@ -240,7 +251,7 @@ class EveryObserver:
 
     def update(self, values: Array) -> None:
         self.average.update(values)
-        self.histogram.update(values)
+        self.histogram.update(values, self.average.ranges[-1])
 
     def merge(self, world: World) -> None:
         self.average.merge(world)

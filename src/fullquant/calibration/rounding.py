@@ -31,6 +31,8 @@ Tensor = torch.Tensor
 _LARGEST_INPUTS = 4608
 # Rows of x that are looked at for each batch; more than K in all, or H would be the images' own and not the data's.
 _ROWS = 4096
+# Images that are enough for windows where one image has so many of them.
+_FEW, _MANY_PIXELS = 8, 28 * 28
 # Added to the diagonal, as a share of its mean: what H does not know must not be exploited.
 _DAMPING = 0.01
 
@@ -53,6 +55,8 @@ class _Layer:
         """Samples of the layer's inputs, [G, rows, K]."""
         if self.kernel is None:
             return _thinned(x.reshape(-1, x.shape[-1]))[None]
+        if x.shape[2] * x.shape[3] >= _MANY_PIXELS:
+            x = x[:: -(-len(x) // _FEW)]
         padding, extra = split_pads(self.pads)
         x = F.pad(x, extra) if extra is not None else F.pad(x, [padding[1], padding[1], padding[0], padding[0]])
         high, wide = (d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))

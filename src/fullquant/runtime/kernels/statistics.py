@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 from fullquant.runtime.kernels.fake_quantize import CHUNK, EXACT, FAST, Array
 
+# Histograms that one job fills in turn.
+_LANES = 4
+
 
 @numba.njit(fastmath=EXACT, cache=True)
 def _chunk_range(x: Array) -> Any:
@@ -38,31 +41,47 @@ def value_range(x: Array) -> tuple[float, float]:
     return float(low.min()), float(high.max())
 
 
+@numba.njit(fastmath=EXACT, cache=True)
+def _bin(value: Any, inverse_width: Any, half: Any) -> Any:
+    k = np.floor(value * inverse_width)
+    k = np.float32(-1.0) if value < np.float32(0.0) and k == np.float32(0.0) else k  # a product that vanished
+    k = -half if k < -half else k
+    k = half - np.float32(1.0) if k > half - np.float32(1.0) else k
+    return np.uintp(k + half)
+
+
 @numba.njit(cache=True)
-def _count(x: Array, counts: npt.NDArray[np.int64], low: Any, inverse_width: Any) -> None:
-    last = np.float32(counts.shape[0] - 1)
-    for i in range(x.shape[0]):
-        k = (x[i] - low) * inverse_width
-        k = np.float32(0.0) if k < np.float32(0.0) else k
-        k = last if k > last else k
-        counts[np.uintp(k)] += 1
+def _count(x: Array, counts: npt.NDArray[np.int32], inverse_width: Any) -> None:
+    half = np.float32(counts.shape[1] // 2)
+    whole = x.shape[0] // _LANES
+    for i in range(whole):
+        # Equal neighbours, the zeros behind a ReLU, would wait for each other in one histogram.
+        for lane in range(_LANES):
+            counts[lane, _bin(x[_LANES * i + lane], inverse_width, half)] += 1
+    for value in x[_LANES * whole :]:
+        counts[0, _bin(value, inverse_width, half)] += 1
 
 
 @numba.njit(parallel=True, cache=True)
-def _histogram(x: Array, counts: npt.NDArray[np.int64], low: Any, inverse_width: Any) -> None:
+def _histogram(x: Array, counts: npt.NDArray[np.int32], inverse_width: Any) -> None:
     jobs = counts.shape[0]
     n = x.shape[0]
     for j in numba.prange(jobs):
-        _count(x[j * n // jobs : (j + 1) * n // jobs], counts[j], low, inverse_width)
+        _count(x[j * n // jobs : (j + 1) * n // jobs], counts[j], inverse_width)
 
 
-def add_to_histogram(x: Array, counts: npt.NDArray[np.int64], low: float, high: float) -> None:
-    """Adds the counts of x in len(counts) equal bins of [low, high] to `counts`; values outside go to the end bins."""
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"histogram range [{low}, {high}]")
-    parts = np.zeros((numba.get_num_threads(), counts.shape[0]), np.int64)
-    _histogram(x, parts, np.float32(low), np.float32(counts.shape[0] / (high - low)))
-    counts += parts.sum(axis=0)
+def add_to_histogram(x: Array, counts: npt.NDArray[np.int64], reach: float) -> None:
+    """Adds the counts of x in len(counts) equal bins of [-reach, reach) to `counts`; values outside go to the end bins.
+
+    reach and len(counts) are powers of two: the product with the inverse of a bin's width is then exact, and each value
+    falls into the bin in which it lies.
+    """
+    mantissa, _ = math.frexp(reach)
+    if mantissa != 0.5 or len(counts) & (len(counts) - 1):
+        raise ValueError(f"histogram of {len(counts)} bins up to {reach}: powers of two are wanted")
+    parts = np.zeros((numba.get_num_threads(), _LANES, len(counts)), np.int32)
+    _histogram(x, parts, np.float32(len(counts) / (2 * reach)))
+    counts += parts.sum(axis=(0, 1), dtype=np.int64)
 
 
 @numba.njit(fastmath=FAST, cache=True)

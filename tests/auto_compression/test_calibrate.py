@@ -1,0 +1,61 @@
+"""Which images calibration looks at, and which candidate it keeps."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fullquant.auto_compression.calibrate import calibrated, spread
+from fullquant.config.quantization import ObserverSettings
+from fullquant.placement.place import PlacementOptions, place
+from fullquant.runtime.executor import GraphModule
+from tests.graphs import small_classifier
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 70))
+def test_images_are_spread_over_all_batches(sizes: list[int], count: int) -> None:
+    numbers = np.arange(sum(sizes), dtype=np.float32)
+    batches = np.split(numbers, np.cumsum(sizes)[:-1])
+    chosen = np.concatenate(spread(batches, count))
+    assert len(chosen) == min(count, len(numbers))
+    assert np.all(np.diff(chosen) > 0)
+    if len(chosen) > 1:
+        gaps = np.diff(chosen)
+        assert gaps.max() - gaps.min() <= 1
+
+
+def _log_of(caplog: pytest.LogCaptureFixture, settings: ObserverSettings, *, correct: bool) -> list[str]:
+    model = small_classifier()
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(0, 1, (16, 3, 8, 8)).astype(np.float32) for _ in range(4)]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "fullquant"):
+        student = calibrated(
+            model, GraphModule(model), place(model, "paddle_lite", PlacementOptions()), batches, settings,
+            correct=correct, probabilities=True, progress=False,
+        )  # fmt: skip
+    assert student.placement is not None
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_the_candidate_with_the_least_divergence_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    lines = _log_of(caplog, ObserverSettings("auto", None, 0.9999, 0.9), correct=True)
+    whole = [line for line in lines if line.startswith("calibration with") and "first images" not in line]
+    distance = {line.split(": ")[0].removeprefix("calibration with "): float(line.split()[-1]) for line in whole}
+    assert {name.split(",")[0] for name in distance} <= {"fisher", "moving_average", "min_max", "percentile", "mse"}
+    assert any("compensated rounding" in name for name in distance)
+    kept = lines[-1].removeprefix("calibrated with ")
+    assert distance[kept] == min(distance.values())
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_a_named_observer_decides_alone(caplog: pytest.LogCaptureFixture, compensate: bool) -> None:
+    settings = ObserverSettings("mse", None, 0.9999, 0.9, compensate=compensate)
+    lines = _log_of(caplog, settings, correct=False)
+    assert [line.split(": ")[0] for line in lines[:-1]] == [
+        "calibration with mse", *(["calibration with mse, compensated rounding"] if compensate else []),
+    ]  # fmt: skip
