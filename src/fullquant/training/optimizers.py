@@ -227,6 +227,18 @@ class ASGD(_PerParameter):
         p.add_(d, alpha=-group["lr"] / min(t, n))
 
 
+def fused(parameters: Iterable[torch.Tensor]) -> bool:
+    """Whether torch's one-kernel form of an optimizer takes these: floating point, all on the CPU or on a GPU.
+
+    Operator by operator, Adam takes 15 small operations for each parameter: 7 ms of a 200 ms step for 380 of them.
+    """
+    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+
+
+def _parameters(groups: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
+    return [p for group in groups for p in group["params"]]
+
+
 @singledispatch
 def _make(settings: OptimizerSettings, groups: Sequence[dict[str, Any]], lr: float) -> Optimizer:
     """The torch optimizer of one class of settings."""
@@ -235,24 +247,28 @@ def _make(settings: OptimizerSettings, groups: Sequence[dict[str, Any]], lr: flo
 
 @_make.register
 def _sgd(settings: configured.SGD, groups: Sequence[dict[str, Any]], lr: float) -> Optimizer:
-    return torch.optim.SGD(groups, lr)
+    return torch.optim.SGD(groups, lr, fused=fused(_parameters(groups)))
 
 
 @_make.register
 def _momentum(settings: configured.Momentum, groups: Sequence[dict[str, Any]], lr: float) -> Optimizer:
-    return torch.optim.SGD(groups, lr, momentum=settings.momentum, nesterov=settings.use_nesterov)
+    return torch.optim.SGD(
+        groups, lr, momentum=settings.momentum, nesterov=settings.use_nesterov, fused=fused(_parameters(groups))
+    )
 
 
 @_make.register
 def _adam(settings: configured.Adam, groups: Sequence[dict[str, Any]], lr: float) -> Optimizer:
     betas = (settings.beta1, settings.beta2)
-    return torch.optim.Adam(groups, lr, betas, settings.epsilon, amsgrad=settings.amsgrad)
+    one_pass = fused(_parameters(groups))
+    return torch.optim.Adam(groups, lr, betas, settings.epsilon, amsgrad=settings.amsgrad, fused=one_pass)
 
 
 @_make.register
 def _adamw(settings: configured.AdamW, groups: Sequence[dict[str, Any]], lr: float) -> Optimizer:
     betas = (settings.beta1, settings.beta2)
-    return torch.optim.AdamW(groups, lr, betas, settings.epsilon, amsgrad=settings.amsgrad)
+    one_pass = fused(_parameters(groups))
+    return torch.optim.AdamW(groups, lr, betas, settings.epsilon, amsgrad=settings.amsgrad, fused=one_pass)
 
 
 @_make.register

@@ -24,8 +24,10 @@ from torch.nn.parallel import DistributedDataParallel
 from fullquant.distributed import ALONE, World
 from fullquant.errors import TrainingError
 from fullquant.runtime.executor import GraphModule
+from fullquant.runtime.prefetch import to_device
 from fullquant.training.checkpoint import load_checkpoint, save_checkpoint
 from fullquant.training.distillation import DistillationTerm, total_loss
+from fullquant.training.optimizers import fused
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,9 @@ class QatTrainer:
             settings.learning_rate(s) for s in range(0, settings.steps, max(1, settings.steps // 200))
         )
         self._scale_rate = scale_rate(settings.scale_rate, self._peak_rate)
-        self.scale_optimizer = torch.optim.Adam(scales, lr=self._scale_rate, betas=(0.9, 0.99)) if scales else None
+        self.scale_optimizer = (
+            torch.optim.Adam(scales, lr=self._scale_rate, betas=(0.9, 0.99), fused=fused(scales)) if scales else None
+        )
         self.result = QatResult()
         self._best: dict[str, torch.Tensor] = {}
         self._student_nodes = sorted({t.student_node for t in self.terms})
@@ -155,7 +159,7 @@ class QatTrainer:
         try:
             while step < self.settings.steps and not self._reached_target():
                 seen = False
-                for images in self._together(self.batches(epoch, position)):
+                for images in to_device(self._together(self.batches(epoch, position)), self.device):
                     seen = True
                     self._train_step(images, step)
                     step, position = step + 1, position + 1
@@ -186,11 +190,11 @@ class QatTrainer:
                 return
             yield images
 
-    def _train_step(self, images: npt.NDArray[np.float32], step: int) -> None:
+    def _train_step(self, images: torch.Tensor, step: int) -> None:
         began = time.perf_counter()
         rate = self.settings.learning_rate(step)
         self._set_rates(rate)
-        loss = self._loss(torch.from_numpy(images).to(self.device, non_blocking=True))
+        loss = self._loss(images)
         self.optimizer.zero_grad(set_to_none=True)
         if self.scale_optimizer is not None:
             self.scale_optimizer.zero_grad(set_to_none=True)
