@@ -50,6 +50,7 @@ from fullquant.passes import prepare
 from fullquant.placement.place import place
 from fullquant.readers import find_model, read_model
 from fullquant.report.html import write_html
+from fullquant.report.machine import machine
 from fullquant.report.record import Record, ResultRow, digest, file_entry, write_record
 from fullquant.runtime.devices import prepare_runtime
 from fullquant.runtime.executor import GraphModule
@@ -407,7 +408,7 @@ class AutoCompression:
         found = reporting.record(
             model_dir=self.model_dir, model_format=self.files.source_format, inputs=self._inputs(), config=self.config,
             quantized=final, rows=rows, outputs=files.paths(), result=result, kept=kept, kept_reason=reason,
-            seconds=seconds, skipped_images=sum(skipped), notes=reporting.notes(rows),
+            seconds=seconds, skipped_images=sum(skipped), notes=reporting.notes(rows, machine().get("vnni")),
         )  # fmt: skip
         write_record(found, self.save_dir / "report.json")
         write_html(found, self.save_dir / "report.html")

@@ -115,8 +115,17 @@ def _numbers(score: Score, validation: Validation) -> str:
     return f"{validation.name} {score.metric:.4f}{agreement}"
 
 
-def notes(rows: Sequence[ResultRow]) -> list[str]:
-    """Remarks on what the rows show: first of all, saturating int8 kernels."""
+# Why ONNX Runtime's integer kernels may differ from the file: whether the processor has VNNI -> cause and remedy.
+_KERNELS = {
+    "no": "This x86 processor has no VNNI: the int8 kernels add two products in 16 bits, which saturates; "
+    "QuantAware.reduce_range: true avoids it.",
+    "yes": "Nothing saturates on this processor; the int8 kernels round where the file does not, an addition each of "
+    "its two tensors. QuantAware.reduce_range: true chooses scales with which they agree.",
+}
+
+
+def notes(rows: Sequence[ResultRow], vnni: str | None) -> list[str]:
+    """Remarks on what the rows show: integer kernels that differ from the file. vnni: of `report.machine`."""
     by_engine = {(r.stage, r.optimised): r for r in rows if r.engine == "onnxruntime"}
     found: list[str] = []
     for (stage, optimised), row in by_engine.items():
@@ -126,8 +135,7 @@ def notes(rows: Sequence[ResultRow]) -> list[str]:
         if plain.same_as_simulated - row.same_as_simulated > 0.005:
             found.append(
                 f"{stage}: ONNX Runtime with optimisations gives another class than the file means on "
-                f"{100 * (plain.same_as_simulated - row.same_as_simulated):.1f}% of the images. On x86 processors "
-                "without VNNI its int8 kernels add two products in 16 bits, which saturates; "
-                "QuantAware.reduce_range: true avoids it."
+                f"{100 * (plain.same_as_simulated - row.same_as_simulated):.1f}% of the images. "
+                + _KERNELS.get(vnni or "", "Its int8 kernels round differently on this processor.")
             )
     return found
