@@ -17,6 +17,7 @@ from torch import nn
 
 from fullquant.numerics.qparams import SHORTENING_SLACK, FloatArray, QParams, QuantSpec
 from fullquant.runtime import kernels
+from fullquant.runtime.any_device import FakeQuantizeAnywhere
 
 Tensor = torch.Tensor
 
@@ -174,8 +175,12 @@ def fake_quantize_tensor(
             x, log_scale, number, qlow, qhigh, low, high, 0.0 if clip_only else 1.0
         )
         return result
-    tensor = None if scale is None else torch.as_tensor(scale, device=x.device)
-    return reference_fake_quantize(x, log_scale, qlow, qhigh, low, high, clip_only=clip_only, scale=tensor)
+    tensor = torch.exp(log_scale.detach()) if scale is None else torch.as_tensor(scale, device=x.device)
+    dense, flat = dense_view(x)
+    y: Tensor = FakeQuantizeAnywhere.apply(  # type: ignore[no-untyped-call]
+        flat, log_scale, tensor, qlow, qhigh, low, high, 0.0 if clip_only else 1.0
+    )
+    return torch.as_strided(y, dense.shape, dense.stride())
 
 
 def fake_quantize_channels(
