@@ -43,6 +43,8 @@ from fullquant.errors import ConfigError
         (Global, {"augment": {"crop": "half"}}, "Global.augment.crop: 'half' is not one of random_resized, none"),
         (Global, {"augment": {"area": [0.5, 0.1]}}, "Global.augment.area"),
         (Global, {"augment": {"ratio": [0, 1]}}, "Global.augment.ratio"),
+        (Global, {"augment": {"versions": 0}}, "Global.augment.versions: 0 must be > 0"),
+        (Distillation, {"teacher_cache_gb": -1}, "Distillation.teacher_cache_gb: -1.0 must be > 0"),
         (Global, {"augment": 3}, "Global.augment: 3 is not a mapping"),
         (Global, {"input_shape": [3, 48, 192]}, "Global.input_shape: [3, 48, 192] is not a list of 4"),
         (Global, {"input_shape": [-1, -1, 48, 192]}, "-1 where free"),

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fullquant.data.augment import Augment
 from fullquant.data.sampling import Sampling
 from fullquant.errors import ConfigError
 
@@ -68,3 +69,14 @@ def test_order_depends_on_seed_and_epoch() -> None:
 def test_impossible_settings_are_refused(arguments: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError):
         Sampling(*arguments)  # type: ignore[arg-type]
+
+
+def test_versions_of_an_image_come_again() -> None:
+    def draws(versions: int | None) -> list[float]:
+        augment = Augment(versions=versions)
+        return [float(augment.generator(epoch, 7).random()) for epoch in range(6)]
+
+    assert len(set(draws(None))) == 6
+    assert draws(2) == draws(None)[:2] * 3
+    with pytest.raises(ConfigError, match="versions"):
+        Augment(versions=0)

@@ -20,6 +20,7 @@ from fullquant.runtime.executor import GraphModule
 from fullquant.training.checkpoint import load_checkpoint, save_checkpoint
 from fullquant.training.distillation import DistillationTerm
 from fullquant.training.qat import QatSettings, QatTrainer, Score, scale_parameters, scale_rate, weight_parameters
+from fullquant.training.teacher_cache import TeacherCache
 from tests.calibrating import min_max_qparams
 from tests.graphs import small_classifier
 
@@ -204,6 +205,21 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(TrainingError, match=r"state\.pt.*delete it"):
         load_checkpoint(path, "d")
+
+
+def test_a_cache_of_the_teacher_changes_no_loss(tmp_path: Path) -> None:
+    found = []
+    for cached in (False, True):
+        cache = TeacherCache(tmp_path / "cache", 1e6) if cached else None
+        trainer = _trainer(*_pair(), steps=24, cache=cache)
+        losses = trainer.run().losses
+        found.append(losses)
+        if cache is not None:  # three epochs of the same 64 images
+            assert (cache.misses, cache.hits) == (64, 128)
+            assert not (tmp_path / "cache").exists()
+    for (step, plain), (same_step, with_cache) in zip(*found, strict=True):
+        assert step == same_step
+        assert with_cache == pytest.approx(plain, rel=1e-4)
 
 
 def test_no_training_batch_is_an_error() -> None:

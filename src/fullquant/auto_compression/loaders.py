@@ -55,7 +55,12 @@ def augment_of(settings: Global) -> Augment | None:
     if not (crop or flip):
         return None
     return Augment(
-        random_crop=crop, flip=flip, area=settings.augment.area, ratio=settings.augment.ratio, seed=settings.seed
+        random_crop=crop,
+        flip=flip,
+        area=settings.augment.area,
+        ratio=settings.augment.ratio,
+        seed=settings.seed,
+        versions=settings.augment.versions,
     )
 
 

@@ -32,6 +32,7 @@ from fullquant.training.distillation import DistillationTerm, default_node
 from fullquant.training.optimizers import build_optimizer
 from fullquant.training.qat import QatResult, QatSettings, QatTrainer, Score, weight_parameters
 from fullquant.training.schedules import build_schedule
+from fullquant.training.teacher_cache import TeacherCache
 
 log = logging.getLogger("fullquant")
 FloatArray = npt.NDArray[np.float32]
@@ -140,13 +141,22 @@ def train(
             learn_scales=aware.learn_step_size or aware.use_pact, clip_decay=_PACT_DECAY if aware.use_pact else 0.0,
         ),
         checkpoint=plan.checkpoint, digest=plan.digest, progress=bar, resume=settings.resume,
-        world=plan.world,
+        world=plan.world, cache=_teacher_cache(config, plan),
     )  # fmt: skip
     with bar:
         try:
             return trainer.run(), None
         except TrainingError as error:
             return trainer.result, error
+
+
+def _teacher_cache(config: Config, plan: TrainingPlan) -> TeacherCache | None:
+    """In the save_dir, where the checkpoint is; each process has a share of its own."""
+    gigabytes = config.distillation.teacher_cache_gb
+    if gigabytes is None or plan.checkpoint is None:
+        return None
+    folder = plan.checkpoint.parent / f".teacher_cache_{plan.world.rank}"
+    return TeacherCache(folder, gigabytes * 1e9 / plan.world.size)
 
 
 # PACT's L2 regulariser on the clipping bound; Choi et al. use the weights' decay, for ImageNet 1e-4.

@@ -58,6 +58,7 @@ class Distillation(Settings):
     node: groups of variable names, () for the default node; loss and alpha: one per group, or one for all.
     A name stands for the variable of both models. For a teacher whose variables have other names the list holds pairs,
     "teacher_" and the teacher's name, then the student's name. `terms` resolves both.
+    teacher_cache_gb (ours): so many gigabytes of teacher outputs are kept on disk during a run.
     """
 
     SECTION: ClassVar[str] = "Distillation"
@@ -67,8 +68,13 @@ class Distillation(Settings):
     teacher_model_dir: str | None = None
     teacher_model_filename: str | None = None
     teacher_params_filename: str | None = None
+    teacher_cache_gb: float | None = None
 
     def check(self) -> None:
+        require(
+            self.teacher_cache_gb is None or self.teacher_cache_gb > 0,
+            f"Distillation.teacher_cache_gb: {self.teacher_cache_gb} must be > 0 (gigabytes on disk), or null for none",
+        )
         require(all(self.node) or not self.node, "Distillation.node: an inner list is empty")
         require(bool(self.alpha) and min(self.alpha) > 0, f"Distillation.alpha: {list(self.alpha)} must be > 0")
         require(bool(self.loss), "Distillation.loss: must name at least one loss")

@@ -25,6 +25,7 @@ class Augment(Settings):
     crop: random_resized cuts out a random part and resizes it to img_size; none prepares the image as for evaluation.
     flip: left and right swapped with probability 1/2. area: smallest and largest share of the image that a crop covers.
     ratio: smallest and largest aspect factor of a crop. The defaults are those of PaddleSlim's reader.
+    versions: how many different crops and flips an image has; they come again after so many epochs. null: no two alike.
     """
 
     SECTION: ClassVar[str] = "Global.augment"
@@ -32,6 +33,7 @@ class Augment(Settings):
     flip: bool = True
     area: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    versions: int | None = None
 
     def check(self) -> None:
         require(
@@ -41,6 +43,10 @@ class Augment(Settings):
         require(
             0 < self.ratio[0] <= self.ratio[1],
             f"{self.SECTION}.ratio: {self.ratio} must be two numbers, smallest first",
+        )
+        require(
+            self.versions is None or self.versions > 0,
+            f"{self.SECTION}.versions: {self.versions} must be > 0, or null for a new crop in each epoch",
         )
 
 

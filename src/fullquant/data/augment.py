@@ -18,6 +18,7 @@ class Augment:
     flip: mirror left to right with probability 1/2.
     area: smallest and largest share of the image's area that a crop covers.
     ratio: smallest and largest square of the crop's aspect factor (see `crop_box`).
+    versions: how many different draws an image has: epoch e has those of epoch e modulo versions; None: no two alike.
     seed: together with the epoch and the image's index it fixes every draw, whatever the number of workers.
     """
 
@@ -26,18 +27,21 @@ class Augment:
     area: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     seed: int = 0
+    versions: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise ConfigError(f"crop area {self.area} must be two shares with 0 < smallest <= largest <= 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ConfigError(f"crop ratio {self.ratio} must be two numbers with 0 < smallest <= largest")
+        if self.versions is not None and self.versions < 1:
+            raise ConfigError(f"augment versions {self.versions} must be at least 1, or none")
         if self.seed < 0:
             raise ConfigError(f"seed {self.seed} must not be negative")
 
     def generator(self, epoch: int, index: int) -> np.random.Generator:
         """The random numbers of one image in one epoch: the crop is drawn first, then the flip."""
-        return np.random.default_rng((self.seed, epoch, index))
+        return np.random.default_rng((self.seed, epoch if self.versions is None else epoch % self.versions, index))
 
 
 def crop_box(width: int, height: int, augment: Augment, random: np.random.Generator) -> tuple[int, int, int, int]:

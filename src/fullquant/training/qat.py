@@ -28,6 +28,7 @@ from fullquant.runtime.prefetch import to_device
 from fullquant.training.checkpoint import load_checkpoint, save_checkpoint
 from fullquant.training.distillation import DistillationTerm, total_loss
 from fullquant.training.optimizers import fused
+from fullquant.training.teacher_cache import TeacherCache
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,9 @@ class QatTrainer:
         progress: Progress | None = None,
         resume: bool = False,
         world: World = ALONE,
+        cache: TeacherCache | None = None,
     ) -> None:
+        self.cache = cache
         self.teacher, self.student, self.terms = teacher.eval(), student, list(terms)
         self.batches, self.optimizer, self.evaluate, self.settings = batches, optimizer, evaluate, settings
         self.checkpoint, self.digest, self.progress, self.resume = checkpoint, digest, progress, resume
@@ -159,9 +162,9 @@ class QatTrainer:
         try:
             while step < self.settings.steps and not self._reached_target():
                 seen = False
-                for images in to_device(self._together(self.batches(epoch, position)), self.device):
+                for images, keys in to_device(self._keyed(self.batches(epoch, position)), self.device):
                     seen = True
-                    self._train_step(images, step)
+                    self._train_step(images, step, keys)
                     step, position = step + 1, position + 1
                     self._after_step(step, epoch, position)
                     if step >= self.settings.steps or self._reached_target():
@@ -176,6 +179,8 @@ class QatTrainer:
                 self._validate(step)
         finally:
             self._restore_best()
+            if self.cache is not None:
+                self.cache.close()
         if self._reached_target():
             self.result.stopped_by = "target_metric"
         if self.checkpoint is not None and self.world.first:
@@ -190,11 +195,18 @@ class QatTrainer:
                 return
             yield images
 
-    def _train_step(self, images: torch.Tensor, step: int) -> None:
+    def _keyed(
+        self, batches: Iterator[npt.NDArray[np.float32]]
+    ) -> Iterator[tuple[npt.NDArray[np.float32], list[bytes]]]:
+        """Each batch with the keys under which the cache knows its images; none without a cache."""
+        for images in self._together(batches):
+            yield images, ([] if self.cache is None else self.cache.keys(images))
+
+    def _train_step(self, images: torch.Tensor, step: int, keys: Sequence[bytes] = ()) -> None:
         began = time.perf_counter()
         rate = self.settings.learning_rate(step)
         self._set_rates(rate)
-        loss = self._loss(images)
+        loss = self._loss(images, keys)
         self.optimizer.zero_grad(set_to_none=True)
         if self.scale_optimizer is not None:
             self.scale_optimizer.zero_grad(set_to_none=True)
@@ -211,11 +223,20 @@ class QatTrainer:
             self.scale_optimizer.step()
         self._report(step + 1, value, len(images) * self.world.size, time.perf_counter() - began)
 
-    def _loss(self, images: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            _, teacher = self.teacher(images, keep=self._teacher_nodes)
+    def _loss(self, images: torch.Tensor, keys: Sequence[bytes]) -> torch.Tensor:
+        if self.cache is None:
+            teacher = self._taught(images)
+        else:
+            teacher = self.cache.outputs(keys, images, self._taught)
         student = dict(zip(self._student_nodes, self._compared(images), strict=True))
         return total_loss(self.terms, student, {name: tensor.clone() for name, tensor in teacher.items()})
+
+    def _taught(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The teacher's tensors of the compared nodes."""
+        with torch.inference_mode():
+            _, kept = self.teacher(images, keep=self._teacher_nodes)
+        found: dict[str, torch.Tensor] = kept
+        return found
 
     def _decay_clips(self) -> None:
         """d/d log(s) of decay * bound**2 / 2 = decay * bound**2, bound = s * qmax (PACT, arXiv:1805.06085)."""
