@@ -13,6 +13,7 @@ from fullquant.data.progress import ProgressBar
 from fullquant.distributed import ALONE, World
 from fullquant.errors import DataError
 from fullquant.evaluation.accuracy import Accuracy, AccuracyMeter, evaluate_session, images_of
+from fullquant.evaluation.outputs import Outputs
 from fullquant.runtime.sessions import Session
 from fullquant.runtime.simulator import Simulator
 from fullquant.training.qat import Score
@@ -90,7 +91,7 @@ class LabelledValidation:
         self, loader: Any, teacher: Simulator, *, probabilities: bool, progress: bool = True, world: World = ALONE
     ) -> None:
         self.loader, self.probabilities, self.progress, self.world = loader, probabilities, progress, world
-        self.reference: list[FloatArray] = []
+        self.reference = Outputs()
         meter = AccuracyMeter(outputs_are_probabilities=probabilities, engine="the float model")
         with ProgressBar("evaluate the float model", images_of(loader), enabled=progress) as bar:
             for images, labels in loader:
