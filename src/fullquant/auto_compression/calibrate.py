@@ -33,8 +33,8 @@ FloatArray = npt.NDArray[np.float32]
 # whole). Means and deviations of channels are steady from here on.
 _IMAGES = 128
 _BATCH = 32
-# Observers whose divergence on the first batch of them is so many times the least are not looked at any longer.
-_HOPELESS = 1.5
+# After the first batch of them only so many observers are looked at further, and none so many times behind the best.
+_FINALISTS, _HOPELESS = 3, 1.5
 # Rounding for the output of the layers mends the means as well: where it takes so much off the divergence, the
 # correction of channel statistics, which takes as long, is not tried.
 _MENDED = 0.7
@@ -103,11 +103,12 @@ class _Calibration:
             ((name, student),) = students.items()
             return self._judged(name, student)
         early = {name: self._divergences(student, self.expected[:1]) for name, student in students.items()}
-        least = min(float(found.mean()) for found in early.values())
+        ranking = sorted(float(found.mean()) for found in early.values())
+        last = min(_HOPELESS * ranking[0], ranking[:_FINALISTS][-1])
         left: list[_Candidate] = []
         for name, student in students.items():
             distance = float(early[name].mean())
-            if distance <= _HOPELESS * least:
+            if distance <= last:
                 left.append(self._judged(name, student, early[name]))
             else:
                 log.info("calibration with %s: KL divergence %.5f on the first images", name, distance)

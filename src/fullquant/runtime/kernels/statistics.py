@@ -16,14 +16,26 @@ _LANES = 4
 
 
 @numba.njit(fastmath=EXACT, cache=True)
-def _chunk_range(x: Array) -> Any:
+def _unknown(x: Array) -> Any:
+    found = 0
+    for i in range(x.shape[0]):
+        found += x[i] != x[i]  # only NaN differs from itself
+    return found
+
+
+# Without NaN the smallest and the largest value become vector instructions.
+@numba.njit(fastmath=FAST | {"nnan"}, cache=True)
+def _ends(x: Array) -> Any:
     low = high = x[0]
-    unknown = 0
     for i in range(x.shape[0]):
         low = x[i] if x[i] < low else low
         high = x[i] if x[i] > high else high
-        unknown += x[i] != x[i]  # only NaN differs from itself
-    return (low, high) if unknown == 0 else (np.float32(np.nan), np.float32(np.nan))
+    return low, high
+
+
+@numba.njit(cache=True)
+def _chunk_range(x: Array) -> Any:
+    return _ends(x) if _unknown(x) == 0 else (np.float32(np.nan), np.float32(np.nan))
 
 
 @numba.njit(parallel=True, cache=True)
