@@ -129,7 +129,7 @@ def _training_images(config: Config, world: World) -> ImageLoader:
     """Batches to train on. For calibration alone fewer images than one batch are enough."""
     section = config.global_section
     if config.strategy == "ptq":
-        count = len(images_of_split(section, "train"))
+        count = len(images_of_split(section, "train", world))
         return train_loader(replace(section, batch_size=min(section.batch_size, count)))
     return train_loader(section, world)
 

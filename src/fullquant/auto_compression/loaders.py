@@ -163,7 +163,8 @@ class DealtBatches:
 def pool_skipped(loader: ImageLoader, world: World) -> None:
     """Makes `loader.skipped` the number of files that were unreadable in any process; a file counts once."""
     # Several processes meet the same file in different epochs: their counts cannot be added, only their paths united.
-    loader._bad_paths.update(*world.gather(set(loader._bad_paths)))
+    for paths in world.gather(loader.skipped_paths):
+        loader.count_skipped(paths)
 
 
 class TrainingData:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal
@@ -150,6 +150,15 @@ class ImageLoader:
     def skipped(self) -> int:
         """How many image files were unreadable, however often each was tried."""
         return len(self._bad_paths)
+
+    def count_skipped(self, paths: Iterable[str]) -> None:
+        """Files that other processes could not read, each counted once in `skipped`."""
+        self._bad_paths.update(paths)
+
+    @property
+    def skipped_paths(self) -> frozenset[str]:
+        """The files that were unreadable."""
+        return frozenset(self._bad_paths)
 
     def over(self, images: ImageList, batch_size: int | None = None) -> ImageLoader:
         """A loader of other images, read in order and without augmentation; what it skips is counted here too.
