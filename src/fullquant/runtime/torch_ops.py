@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from fullquant.errors import UnsupportedOperatorError
-from fullquant.runtime import torch_moves
+from fullquant.runtime import depthwise, torch_moves
 from fullquant.runtime.torch_rules import (
     BUILDERS,
     Builder,
@@ -77,6 +77,8 @@ def _conv(node: ir.Node) -> Operation:
     def conv(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         if extra is not None:
             x = F.pad(x, extra)
+        if depthwise.takes(x, w, stride, dilation, groups):
+            return depthwise.depthwise5(x, w, b, stride[0], (padding[0], padding[1]))
         return F.conv2d(x, w, b, stride, tuple(padding), dilation, groups)
 
     return conv

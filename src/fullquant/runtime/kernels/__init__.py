@@ -8,6 +8,7 @@ numba knows that none is negative, and only then the loop becomes vector instruc
 as fast).
 """
 
+from fullquant.runtime.kernels.depthwise import depthwise5_weight_gradient
 from fullquant.runtime.kernels.fake_quantize import (
     channels_backward,
     channels_forward,
@@ -39,6 +40,7 @@ __all__ = [
     "channels_backward",
     "channels_forward",
     "compensated_rounding",
+    "depthwise5_weight_gradient",
     "error_dots",
     "hard_swish_backward",
     "hard_swish_forward",
