@@ -30,8 +30,8 @@ log = logging.getLogger("fullquant")
 FloatArray = npt.NDArray[np.float32]
 
 # Images that candidates are compared on, and whose channel statistics are corrected (one batch that is in memory as a
-# whole). Means and deviations of channels are steady from here on.
-_IMAGES = 128
+# whole): so many of 224x224, more of smaller ones, whose last layers have few pixels to take statistics from.
+_FEWEST, _MOST, _PIXELS = 128, 512, 128 * 224 * 224
 _BATCH = 32
 # After the first batch of them only so many observers are looked at further, and none so many times behind the best.
 _FINALISTS, _HOPELESS = 3, 1.5
@@ -78,7 +78,8 @@ class _Calibration:
     world: World
 
     def __post_init__(self) -> None:
-        self.some = spread(self.batches, _IMAGES)
+        height, width = self.batches[0].shape[2:]
+        self.some = spread(self.batches, max(_FEWEST, min(_MOST, _PIXELS // (height * width))))
         own = self.world.own(self.some)
         self.expected = [(batch, Simulator(self.teacher).predict(batch)) for batch in own]
 
