@@ -13,8 +13,9 @@ from fullquant.calibration.calibrator import (
     observed_qparams,
     telling_ranges,
 )
+from fullquant.calibration.fisher import averaged_tensors, fisher_qparams
 from fullquant.calibration.observers import EveryObserver
-from fullquant.calibration.pooled import averaged_tensors, pooled_qparams
+from fullquant.evaluation.accuracy import kl_divergence
 from fullquant.numerics import affine
 from fullquant.placement.place import place
 from fullquant.runtime.executor import GraphModule
@@ -53,30 +54,31 @@ def test_hard_swish_behind_the_narrow_scale_is_as_exact_as_its_step() -> None:
 
 
 def _sparse_averages() -> tuple[ir.Model, np.ndarray]:
-    """A tensor with a few large values and many at -0.3, and its average."""
+    """A tensor with a few large values and many small ones, which differ by channel and image, and its average."""
     nodes = [("Mul", ["x", "one"], ["m"], {}), ("GlobalAveragePool", ["m"], ["y"], {})]
     model = graph(nodes, {"one": np.float32(1)})
-    images = np.full((8, 3, 8, 8), -0.3, np.float32) + 0.05 * IMAGES
-    images[:, :, 0, 0] = 120.0
+    images = 0.05 * IMAGES + np.random.default_rng(1).uniform(-0.4, 0.4, (8, 3, 1, 1)).astype(np.float32)
+    images[0, :, 0, 0] = 120.0
     return model, images
 
 
-def test_a_tensor_that_is_only_averaged_gets_the_scale_of_the_best_average() -> None:
+def test_small_values_that_add_up_in_an_average_are_not_rounded_to_zero() -> None:
     model, images = _sparse_averages()
     placement = place(model)
     assert averaged_tensors(model, placement) == ["m"]
     module = GraphModule(model)
     observers = observe_activations(module, model, placement, [images], EveryObserver)
-    best = pooled_qparams(module, model, placement, [images], observers)["m"]
+    best = fisher_qparams(module, model, placement, [images], observers, probabilities=False)["m"]
     for observer in observers.values():
         observer.choose("min_max")
     plain = observed_qparams(observers, placement)["m"]
 
-    def error(qparams: object) -> float:
+    def divergence(qparams: object) -> float:
         rounded = affine.fake_quantize(images, qparams)  # type: ignore[arg-type]
-        return float(((rounded.mean(axis=(2, 3)) - images.mean(axis=(2, 3))) ** 2).sum())
+        return float(kl_divergence(images.mean(axis=(2, 3)), rounded.mean(axis=(2, 3))).mean())
 
-    assert error(best) < 0.5 * error(plain)
+    assert float(best.scale) < float(plain.scale)
+    assert divergence(best) < 0.5 * divergence(plain)
 
 
 def test_a_tensor_with_another_reader_is_left_alone() -> None:

@@ -13,9 +13,8 @@ import onnx_ir as ir
 
 from fullquant.calibration.calibrator import calibrate_weights, observe_activations, observed_qparams
 from fullquant.calibration.correction import correct_statistics
-from fullquant.calibration.fisher import fisher_qparams
+from fullquant.calibration.fisher import averaged_tensors, fisher_qparams
 from fullquant.calibration.observers import EveryObserver
-from fullquant.calibration.pooled import pooled_qparams
 from fullquant.calibration.rounding import compensate_rounding
 from fullquant.config import ObserverSettings
 from fullquant.data.progress import ProgressBar
@@ -85,24 +84,26 @@ class _Calibration:
 
     def best(self, correct: bool) -> GraphModule:
         """The nearest of all candidates."""
-        plain = best = self._best_observed()
-        # Which observer fits shows without what follows; each of these takes as long as all observers together.
+        # Which observer fits shows without what follows, nearly: the corrections are tried on two.
+        first, *others = sorted(self._observed())
+        best = first
         if self.settings.compensate:
-            best = min(best, self._changed(plain, "compensated rounding", self._round))
-        if correct and best.distance > _MENDED * plain.distance:
-            corrected = self._changed(plain, "corrected channel statistics", self._correct)
-            best = min(best, corrected)
-            if self.settings.compensate:
-                best = min(best, self._changed(corrected, "compensated rounding", self._round))
+            best = min(best, self._changed(first, "compensated rounding", self._round))
+        if correct and best.distance > _MENDED * first.distance:
+            for plain in (first, *others[:1]):
+                corrected = self._changed(plain, "corrected channel statistics", self._correct)
+                best = min(best, corrected)
+                if self.settings.compensate:
+                    best = min(best, self._changed(corrected, "compensated rounding", self._round))
         log.info("calibrated with %s", best.name)
         return best.student
 
-    def _best_observed(self) -> _Candidate:
+    def _observed(self) -> list[_Candidate]:
         """The nearest of the candidates that the settings name."""
         students = dict(self._students())
         if len(students) == 1:
             ((name, student),) = students.items()
-            return self._judged(name, student)
+            return [self._judged(name, student)]
         early = {name: self._divergences(student, self.expected[:1]) for name, student in students.items()}
         ranking = sorted(float(found.mean()) for found in early.values())
         last = min(_HOPELESS * ranking[0], ranking[:_FINALISTS][-1])
@@ -113,7 +114,7 @@ class _Calibration:
                 left.append(self._judged(name, student, early[name]))
             else:
                 log.info("calibration with %s: KL divergence %.5f on the first images", name, distance)
-        return min(left)
+        return left
 
     def _students(self) -> Iterator[tuple[str, GraphModule]]:
         """A student for each observer that the settings name."""
@@ -122,12 +123,11 @@ class _Calibration:
             teacher, self.model, self.placement, self._counted(),
             lambda: EveryObserver(moving_rate=settings.moving_rate, percentile=settings.percentile), self.world,
         )  # fmt: skip
-        # An observer that the user names decides alone; `auto` knows better where a tensor is only averaged.
-        averaged: dict[str, QParams] = {}
-        if settings.name == "auto":
-            averaged = pooled_qparams(teacher, self.model, self.placement, self.some, observers, self.world)
+        fisher: dict[str, QParams] = {}
+        if "fisher" in settings.candidates:
+            fisher = self.world.on_first(lambda: self._fisher(observers))
         for name in settings.candidates:
-            found = self.world.on_first(lambda name=name: self._scales(name, observers, averaged))  # type: ignore[misc]
+            found = self.world.on_first(lambda name=name: self._scales(name, observers, fisher))  # type: ignore[misc]
             student = GraphModule(self.model, placement=self.placement, qparams=found)
             yield name, student.to(next(teacher.parameters()).device)
 
@@ -139,18 +139,28 @@ class _Calibration:
                 yield images
                 bar.advance(len(images))
 
+    def _fisher(self, observers: Mapping[str, EveryObserver]) -> dict[str, QParams]:
+        return fisher_qparams(
+            self.teacher, self.model, self.placement, self.some[::2], observers, probabilities=self.probabilities
+        )
+
     def _scales(
-        self, name: str, observers: Mapping[str, EveryObserver], averaged: Mapping[str, QParams]
+        self, name: str, observers: Mapping[str, EveryObserver], fisher: Mapping[str, QParams]
     ) -> dict[str, QParams]:
-        """All scales by one kind of observer, except those that are known already."""
+        """All scales by one kind of observer.
+
+        An observer that the user names decides alone. `auto` knows better where a tensor is only averaged: a step that
+        serves the few large values rounds the many small ones to zero, and that does not cancel in the average.
+        Measured on mobilenetv3_large_cifar10, min-max scales: the tensor in front of the last average pool alone
+        causes a KL divergence of 0.56, more than all others together.
+        """
         if name == "fisher":
-            activations = fisher_qparams(
-                self.teacher, self.model, self.placement, self.some, observers, probabilities=self.probabilities
-            )
+            activations = dict(fisher)
         else:
             for observer in observers.values():
                 observer.choose(name)
-            activations = {**observed_qparams(observers, self.placement), **averaged}
+            averaged = averaged_tensors(self.model, self.placement) if fisher else []
+            activations = observed_qparams(observers, self.placement) | {t: fisher[t] for t in averaged}
         return activations | calibrate_weights(self.model, self.placement, activations)
 
     def _changed(self, base: _Candidate, what: str, change: Callable[[GraphModule], object]) -> _Candidate:

@@ -44,12 +44,11 @@ def fisher_qparams(
     observers: Mapping[str, EveryObserver],
     *,
     probabilities: bool,
-    images: int = 64,
     seed: int = 0,
 ) -> dict[str, QParams]:
     """The scale of each activation that owns one, by least expected KL divergence; observers give the ranges.
 
-    module: the float graph. batches: images [N, C, H, W]; the first `images` of them are used. probabilities: whether
+    module: the float graph. batches: images [N, C, H, W], each in one forward and backward pass. probabilities: whether
     the outputs are, as opposed to logits.
     """
     owners = observed_tensors(model, placement)
@@ -57,13 +56,30 @@ def fisher_qparams(
     bounds = telling_ranges(model, placement)
     costs = {owner: np.zeros(len(candidates)) for owner, candidates in options.items()}
     random = torch.Generator().manual_seed(seed)
-    for batch in _first(batches, images):
+    for batch in _pieces(batches):
         seen = _gradients(module, batch, set(owners), random, probabilities=probabilities)
         for name, (x, g) in seen.items():
             if name in bounds:
                 x = torch.clamp(x, *bounds[name])
             costs[owners[name]] += _costs(x, g, options[owners[name]])
     return {owner: candidates[int(np.argmin(costs[owner]))] for owner, candidates in options.items()}
+
+
+def averaged_tensors(model: ir.Model, placement: Placement) -> list[str]:
+    """Placed activations that nothing but GlobalAveragePool reads, with a scale of their own."""
+    outputs = {str(v.name) for v in model.graph.outputs}
+    shared = {d.shares for d in placement if d.shares is not None and not d.fused}
+    found: list[str] = []
+    for node in model.graph:
+        for value in node.outputs:
+            name, readers = str(value.name), [use.node.op_type for use in value.uses()]
+            if not readers or set(readers) != {"GlobalAveragePool"} or name in outputs or name in shared:
+                continue
+            decision = placement.get(name)
+            spec = None if decision is None or decision.shares is not None else decision.spec
+            if spec is not None:
+                found.append(name)
+    return found
 
 
 def _options(observer: EveryObserver, placement: Placement, owner: str) -> list[QParams]:
@@ -78,16 +94,11 @@ def _options(observer: EveryObserver, placement: Placement, owner: str) -> list[
     return list(found.values())
 
 
-def _first(batches: Iterable[npt.NDArray[np.float32]], images: int) -> Iterable[npt.NDArray[np.float32]]:
-    """Pieces of at most _BATCH images, `images` in all."""
-    left = images
+def _pieces(batches: Iterable[npt.NDArray[np.float32]]) -> Iterable[npt.NDArray[np.float32]]:
+    """At most _BATCH images at a time."""
     for batch in batches:
         for start in range(0, len(batch), _BATCH):
-            if left <= 0:
-                return
-            piece = batch[start : start + min(_BATCH, left)]
-            left -= len(piece)
-            yield piece
+            yield batch[start : start + _BATCH]
 
 
 def _gradients(
