@@ -192,6 +192,11 @@ class TestQuantization:
         assert section.observer == ObserverSettings("auto", 512, 0.9999, 0.9, "moving_average")
         assert section.observer.candidates == ("moving_average", "fisher", "min_max", "percentile", "mse")
 
+    @pytest.mark.parametrize("section", [QuantAware, QuantPost])
+    def test_weight_rounding(self, section: type[QuantAware | QuantPost]) -> None:
+        assert section.from_mapping({}).observer.compensate
+        assert not section.from_mapping({"weight_rounding": "nearest"}).observer.compensate
+
     def test_literal_operators(self) -> None:
         section = QuantAware.from_mapping({"is_full_quantize": False, "quantize_op_types": ["conv2d", "Gemm"]})
         assert section.op_types == ("conv2d", "Gemm")

@@ -5,7 +5,9 @@ be made good by the others. For a layer y = W x the squared error of y is tr(D H
 of W; it is lowered by rounding column after column and moving what is left against the error
 (GPTQ, Frantar et al. 2022, arXiv:2210.17323, after OBQ, arXiv:2208.11580). No labels, no gradients.
 
-Measured on EfficientNet-Lite0 (384 images, activations in float, KL divergence): nearest 0.0030, this 0.0008.
+Measured on EfficientNet-Lite0 (384 images, activations in float, KL divergence): nearest 0.0030, this with the moments
+of the float inputs 0.0008. With those of the student, as here, it was measured with rounded activations only
+(decision 0008).
 """
 
 from __future__ import annotations
