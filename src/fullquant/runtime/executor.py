@@ -197,7 +197,7 @@ class GraphModule(nn.Module):
             key = _key(name)
             self._keys[name] = key
             assert value.const_value is not None
-            tensor = torch.from_numpy(np.array(value.const_value.numpy()))
+            tensor = torch.from_numpy(np.array(value.const_value.numpy(), order="C"))
             if tensor.ndim == 4:
                 tensor = tensor.contiguous(memory_format=torch.channels_last)
             if name in learned:

@@ -199,9 +199,34 @@ def _softmax(node: ir.Node) -> Operation:
     return lambda x: F.softmax(x, axis)
 
 
+class _GlobalMean(torch.autograd.Function):
+    """Mean over height and width. The gradient is a view of one number a channel: who adds it to another reads no more.
+
+    PyTorch's own writes it out, in NCHW order, which channels-last memory then pays for with a transposing copy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        return F.adaptive_avg_pool2d(x, 1)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        _, _, height, width = ctx.shape
+        gradient: Tensor = (g / (height * width)).expand(ctx.shape)
+        return gradient
+
+
+def _global_mean(x: Tensor) -> Tensor:
+    if x.ndim != 4 or not (torch.is_grad_enabled() and x.requires_grad):
+        return F.adaptive_avg_pool2d(x, 1)
+    mean: Tensor = _GlobalMean.apply(x)  # type: ignore[no-untyped-call]
+    return mean
+
+
 @rule("GlobalAveragePool")
 def _global_average_pool(node: ir.Node) -> Operation:
-    return lambda x: F.adaptive_avg_pool2d(x, 1)
+    return _global_mean
 
 
 @rule("GlobalMaxPool")

@@ -32,6 +32,10 @@ from fullquant.runtime.kernels.statistics import (
     error_dots,
     value_range,
 )
+from fullquant.runtime.kernels.vectors import use_whole_vectors
+
+# In time: what is imported above is compiled when it is called.
+use_whole_vectors()
 
 __all__ = [
     "add_to_histogram",
