@@ -123,10 +123,10 @@ def test_the_rate_of_the_scales_is_as_given_or_follows_that_of_the_weights() -> 
     for rate in (1e-3, 3e-2):
         teacher, student = _pair()
         start = [p.detach().clone() for p in scale_parameters(student)]
-        _trainer(teacher, student, steps=8, settings={"scale_rate": rate}).run()
+        _trainer(teacher, student, steps=32, settings={"scale_rate": rate}).run()
         trained = scale_parameters(student)
         moved.append(max(float((a - b).detach().abs().max()) for a, b in zip(start, trained, strict=True)))
-    assert moved[0] <= 8e-3 < moved[1]
+    assert moved[0] <= 32e-3 < moved[1]
 
 
 def test_pact_decay_shrinks_the_clips() -> None:
