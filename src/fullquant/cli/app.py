@@ -10,7 +10,7 @@ import typer
 
 from fullquant import __version__
 from fullquant.cli import options as opt
-from fullquant.cli.console import device, one_line_errors, output, show_log, size
+from fullquant.cli.console import device, one_line_errors, output, run_command_line, show_log, size
 
 app = typer.Typer(
     name="fullquant",
@@ -26,7 +26,7 @@ Model = Annotated[
 
 def main() -> None:
     """The entry point of the command `fullquant`."""
-    app()
+    run_command_line(app)
 
 
 def _version(wanted: bool) -> None:
