@@ -70,7 +70,7 @@ def _follows() -> bool:
 
 
 def _speak() -> None:
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # type: ignore[assignment]
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
 
 def show_log(verbose: bool = False) -> None:
