@@ -23,8 +23,8 @@ import torch.nn.functional as F
 
 from fullquant.placement.decision import Placement
 from fullquant.runtime import kernels
-from fullquant.runtime.executor import GraphModule
 from fullquant.runtime.convolution import split_pads
+from fullquant.runtime.executor import GraphModule
 from fullquant.runtime.torch_rules import attribute
 
 Tensor = torch.Tensor

@@ -2,8 +2,8 @@
 
 Padding that is larger at the end than at the beginning (TensorFlow's SAME with stride 2) is no argument of PyTorch's
 convolution, and a padded copy of a large tensor takes three times as long as the depthwise convolution that reads it
-(8x96x112x112, one thread of a Xeon: 5.2 and 1.7 ms). A kernel that is larger by zeros on the side of the smaller padding
-has even padding and gives the same sums: 1.9 ms in all.
+(8x96x112x112, one thread of a Xeon: 5.2 and 1.7 ms). A kernel that is larger by zeros on the side of the smaller
+padding has even padding and gives the same sums: 1.9 ms in all.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def split_pads(pads: Sequence[int]) -> tuple[list[int], list[int] | None]:
 
 
 def explicit_pads(node: ir.Node, rank: int) -> list[int]:
-    """The attribute `pads`, zeros where there is none. UnsupportedOperatorError for paddings that depend on the size."""
+    """The attribute `pads`, zeros where there is none. UnsupportedOperatorError: paddings that depend on the size."""
     mode = attribute(node, "auto_pad", "NOTSET")
     if mode not in ("NOTSET", "VALID", ""):
         raise UnsupportedOperatorError(
@@ -83,6 +83,13 @@ class Convolution:
             return self._pointwise(x, w, b, padding, "relu", [])
         return self._pointwise(x, w, b, padding, "hardtanh", [low, high])
 
+    def hard_swish(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        """HardSwish of the convolution; without gradients in one kernel."""
+        if not _onednn(x, w):
+            return F.hardswish(self(x, w, b))
+        x, w, padding = self._even(x, w)
+        return self._pointwise(x, w, b, padding, "hardswish", [])
+
     def _even(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """Input, weight and padding of the same convolution with even padding."""
         if self.copied is None:
@@ -94,7 +101,7 @@ class Convolution:
     def _pointwise(
         self, x: Tensor, w: Tensor, b: Tensor | None, padding: list[int], what: str, scalars: list[float]
     ) -> Tensor:
-        """oneDNN's convolution, which PyTorch itself takes for a 1x1 kernel only with several threads or a large batch."""
+        """oneDNN's convolution, which PyTorch takes for a 1x1 kernel only with several threads or a large batch."""
         result: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, w, b, padding, self.stride, self.dilation, self.groups, what, scalars, ""
         )
@@ -124,7 +131,9 @@ def _onednn(x: Tensor, w: Tensor) -> bool:
 
 
 def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    return bool(torch.backends.mkldnn.is_available()) and hasattr(  # type: ignore[no-untyped-call]
+        torch.ops.mkldnn, "_convolution_pointwise"
+    )
 
 
 def _clamp_in_place(y: Tensor, low: float, high: float) -> Tensor:

@@ -46,7 +46,7 @@ def plan_frees(steps: list[Step], keep: Collection[int]) -> None:
 def fuse(steps: list[Step], constants: Collection[int]) -> list[Step]:
     """The same program with fewer steps, where that is possible.
 
-    HardSwish, Add and Mul are joined with the quantizers around them, Conv with the clamp behind it.
+    HardSwish, Add and Mul are joined with the quantizers around them, Conv with the clamp or HardSwish behind it.
 
     steps: with their frees planned. constants: slots of initializers, which the kernels do not take.
     """
@@ -54,7 +54,7 @@ def fuse(steps: list[Step], constants: Collection[int]) -> list[Step]:
     position = 0
     while position < len(steps):
         pair = steps[position : position + 2]
-        made = _hard_swish(steps[position : position + 3]) or _binary(pair, constants) or _clipped(pair)
+        made = _hard_swish(steps[position : position + 3]) or _binary(pair, constants) or _activated(pair)
         fused.append(made or steps[position])
         position += 1 if made is None else made_of(made)
     return fused
@@ -106,17 +106,25 @@ def _binary(steps: list[Step], constants: Collection[int]) -> Step | None:
     )  # fmt: skip
 
 
-def _clipped(steps: list[Step]) -> Step | None:
-    if len(steps) != 2 or not isinstance(steps[0].operation, Convolution) or steps[1].clamp is None:
+def _activated(steps: list[Step]) -> Step | None:
+    """A convolution and the clamp or HardSwish behind it."""
+    if len(steps) != 2 or not isinstance(steps[0].operation, Convolution):
         return None
-    conv, clip = steps
-    low, high = steps[1].clamp
-    inner = conv.outputs[0]
-    if clip.inputs != [inner] or not _died(inner, clip) or (low, high) != (0.0, math.inf) and math.isinf(high - low):
+    conv, after = steps
+    convolution, inner = conv.operation, conv.outputs[0]
+    assert isinstance(convolution, Convolution)
+    if after.inputs != [inner] or not _died(inner, after):
+        return None
+    operation: Callable[..., Any]
+    if after.kind == "HardSwish":
+        operation = convolution.hard_swish
+    elif after.clamp is not None and (after.clamp == (0.0, math.inf) or math.isfinite(after.clamp[1] - after.clamp[0])):
+        operation = ClippedConvolution(convolution, *after.clamp)
+    else:
         return None
     return replace(
-        clip, kind="ClippedConv", operation=ClippedConvolution(conv.operation, low, high), inputs=conv.inputs,
-        free=[*conv.free, *clip.free], hidden=frozenset([inner]),
+        after, kind=f"Conv{after.kind}", operation=operation, inputs=conv.inputs,
+        free=[*conv.free, *after.free], hidden=frozenset([inner]),
     )  # fmt: skip
 
 
