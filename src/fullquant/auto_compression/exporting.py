@@ -9,7 +9,7 @@ from pathlib import Path
 from fullquant.auto_compression.stages import QuantizedModel
 from fullquant.errors import ConfigError, ExportError
 from fullquant.placement.target import find_target
-from fullquant.writers.onnx_qdq import Runtime, write_onnx
+from fullquant.writers.onnx_qdq import write_onnx
 from fullquant.writers.program_desc import write_paddle
 
 ONNX_NAME = "model_int8.onnx"
@@ -63,9 +63,9 @@ def export(quantized: QuantizedModel, folder: Path, names: tuple[str, str]) -> E
     folder.mkdir(parents=True, exist_ok=True)
     model, placement, qparams = quantized.model, quantized.placement, quantized.qparams
     onnx_path = folder / ONNX_NAME
-    runtimes: dict[str, Runtime] = {"tensorrt": "tensorrt", "openvino": "openvino"}
-    write_onnx(model, placement, qparams, onnx_path, runtime=runtimes.get(placement.target, "onnxruntime"))
-    if not find_target(placement.target).writes_paddle:
+    target = find_target(placement.target)
+    write_onnx(model, placement, qparams, onnx_path, runtime=target.onnx_layout)
+    if not target.writes_paddle:
         return ExportedFiles(onnx_path, None, None)
     program, params = folder / names[0], folder / names[1]
     write_paddle(model, placement, qparams, program, params)

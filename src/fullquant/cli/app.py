@@ -53,7 +53,7 @@ def quantize(
     ptq: Annotated[bool, typer.Option("--ptq", help="Calibrate only; no training.")] = False,
     target: Annotated[
         str | None,
-        typer.Option(help="paddle_lite, verisilicon_timvx, paddle_inference, tensorrt, onnxruntime or openvino."),
+        typer.Option(help="paddle_lite, verisilicon_timvx, paddle_inference, tensorrt, onnxruntime, openvino or rknn."),
     ] = None,
     reduce_range: Annotated[
         bool | None,
