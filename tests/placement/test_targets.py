@@ -46,12 +46,12 @@ def test_a_small_network_is_placed_on_every_target(name: str) -> None:
     placement = place(small_classifier(), name)
     for decision in placement:
         if decision.kind == "activation":
-            assert decision.spec == target.activation, decision.tensor
+            assert decision.spec in (target.activation, target.non_negative), decision.tensor
         elif decision.kind == "weight" and decision.spec is not None:
             assert replace(decision.spec, axis=None) == target.weight, decision.tensor
-    zero_points = not target.activation.symmetric
-    assert zero_points == (name in ("onnxruntime", "openvino"))
-    assert target.writes_paddle != zero_points
+    assert target.activation.symmetric == (name != "onnxruntime")
+    assert (target.non_negative is None) == (name != "openvino")
+    assert target.writes_paddle == (name not in ("onnxruntime", "openvino"))
 
 
 def test_float_kernels_are_named_in_the_reasons() -> None:
@@ -121,6 +121,12 @@ def test_tables_refuse_contradictions() -> None:
         replace(target, weight=QuantSpec(0, 255, symmetric=False))
     with pytest.raises(ValueError, match="cannot fuse"):
         replace(target, fuses_activation=frozenset({"Reshape"}))
+    with pytest.raises(ValueError, match="no zero point"):
+        replace(target, non_negative=QuantSpec(0, 255, symmetric=False))
+    with pytest.raises(ValueError, match="begins at 0"):
+        replace(find_target("openvino"), non_negative=QuantSpec(-128, 127))
+    with pytest.raises(ValueError, match="Reshape is no function"):
+        replace(target, fused_functions=frozenset({"Reshape"}))
     with pytest.raises(ValueError, match="no sources"):
         replace(target, sources=())
     with pytest.raises(ValueError, match="a fact and a place"):

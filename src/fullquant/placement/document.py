@@ -54,8 +54,17 @@ def replaced(document: str) -> str:
 def _grids(target: Target) -> Sequence[str]:
     files = "Paddle and ONNX" if target.writes_paddle else "ONNX"
     return (
-        f"`{target.name}`", target.title, _grid(target.activation), _grid(target.weight), _BIASES[target.bias], files
+        f"`{target.name}`", target.title, _activations(target), _grid(target.weight), _BIASES[target.bias], files
     )  # fmt: skip
+
+
+def _activations(target: Target) -> str:
+    grid = _grid(target.activation)
+    return grid if target.non_negative is None else f"{grid}; {_range(target.non_negative)} where nothing is below 0"
+
+
+def _range(spec: QuantSpec) -> str:
+    return f"{'int8' if spec.qmin < 0 else 'uint8'} [{spec.qmin}, {spec.qmax}]"
 
 
 def _grid(spec: QuantSpec) -> str:

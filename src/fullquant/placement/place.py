@@ -3,8 +3,9 @@
 Rules, in this order (design.md, section 4):
  1. Operators that only move data share one scale between input and output; so does Concat, over all its inputs.
  2. A ReLU or Clip whose input nobody else reads is fused into the operator in front: one rounding, after the clamp.
- 3. Every other float tensor between the input and the output has a scale of its own.
- 4. Weights: int8, per output channel where the target's table has that; biases: int32 at scale_x * scale_w.
+ 3. So is a function that the target's layers compute on their accumulators (`fused_functions`).
+ 4. Every other float tensor between the input and the output has a scale of its own.
+ 5. Weights: int8, per output channel where the target's table has that; biases: int32 at scale_x * scale_w.
 
 What differs between targets is in their tables (`tables`): roles, kernels, grids, granularity.
 """
@@ -22,6 +23,7 @@ from fullquant.errors import PlacementError
 from fullquant.numerics.qparams import ACTIVATION_MANTISSAS, POWERS_OF_TWO, WEIGHT_MANTISSAS, QuantSpec
 from fullquant.placement.constants import ConstantPlacer, adds_bias
 from fullquant.placement.decision import Decision, Placement
+from fullquant.placement.non_negative import non_negative_tensors
 from fullquant.placement.rules import Role, Target
 from fullquant.placement.target import find_target
 
@@ -74,7 +76,9 @@ def place(model: ir.Model, target: str = "paddle_lite", options: PlacementOption
 class _Builder:
     def __init__(self, graph: ir.Graph, target: Target, options: PlacementOptions) -> None:
         self.graph, self.target, self.options = graph, target, options
-        self.activation = replace(target.activation, mantissas=_ACTIVATION_SCALES[options.scale_grid])
+        mantissas = _ACTIVATION_SCALES[options.scale_grid]
+        self.activation = replace(target.activation, mantissas=mantissas)
+        self.non_negative = replace(target.non_negative or target.activation, mantissas=mantissas)
         self.constants = ConstantPlacer(
             target, per_channel=options.per_channel, reduce_range=options.reduce_range,
             mantissas=_WEIGHT_SCALES[options.scale_grid],
@@ -85,6 +89,7 @@ class _Builder:
         self.parent: dict[str, str] = {}
         self.fused: dict[str, str] = {}  # tensor inside a fused kernel -> why
         self.sums: set[str] = set()  # roots of the groups that a sum of two tensors belongs to
+        self.signed: set[str] = set()  # roots of the groups with a tensor that may be below 0
 
     # ---- the two modes -----------------------------------------------------------------------------------------
 
@@ -93,6 +98,7 @@ class _Builder:
         self._fuse_clamps()
         self._share_moves()
         self.sums = {self._root(str(n.outputs[0].name)) for n in self.nodes if _is_sum(n)}
+        self.signed = self._signed_groups()
         decisions: dict[str, Decision] = {}
         for value in self._activations():
             decision = self._activation(value)
@@ -168,12 +174,20 @@ class _Builder:
             if self._role(node) == "compute" and node.op_type in self.target.fuses_activation:
                 self._fuse_bias(node)
                 reader = self._only_reader(node.outputs[0])
-                if reader is not None and self._role(reader) == "clamp":
-                    out, clamped = str(node.outputs[0].name), str(reader.outputs[0].name)
+                if reader is not None and (self._role(reader) == "clamp" or self._is_fused_function(node, reader)):
+                    out, after = str(node.outputs[0].name), str(reader.outputs[0].name)
                     self.fused[out] = (
-                        f"{node.op_type} and {reader.op_type} are one kernel: rounded once, after the clamp"
+                        f"{node.op_type} and {reader.op_type} are one kernel: rounded once, after the "
+                        f"{'clamp' if self._role(reader) == 'clamp' else reader.op_type}"
                     )
-                    self._join(out, clamped)
+                    self._join(out, after)
+
+    def _is_fused_function(self, layer: ir.Node, reader: ir.Node) -> bool:
+        return (
+            layer.op_type in ("Conv", "Gemm")
+            and reader.op_type in self.target.fused_functions
+            and self._role(reader) is not None
+        )
 
     def _fuse_bias(self, node: ir.Node) -> None:
         """MatMul + constant bias is one kernel: the product in front of the bias is not rounded."""
@@ -230,9 +244,16 @@ class _Builder:
         A kernel that adds two tensors adds two products, each rounded; only a power of two keeps their sum exact. With
         reduce_range, integer kernels are expected to give the simulation's numbers, and sums get such a scale.
         """
+        grid = self.activation if self._root(name) in self.signed else self.non_negative
         if self.options.scale_grid == "short" and self.options.reduce_range and self._root(name) in self.sums:
-            return replace(self.activation, mantissas=POWERS_OF_TWO)
-        return self.activation
+            return replace(grid, mantissas=POWERS_OF_TWO)
+        return grid
+
+    def _signed_groups(self) -> set[str]:
+        """Roots of the groups with a tensor that a kernel rounds and that may be below 0."""
+        never_negative = non_negative_tensors(self.graph)
+        names = [str(value.name) for value in self._activations()]
+        return {self._root(name) for name in names if name not in self.fused and name not in never_negative}
 
     def _point_to_owners(self, decisions: dict[str, Decision]) -> None:
         """The owner of a group is its first tensor, in order of computation, that a kernel really rounds."""

@@ -55,8 +55,10 @@ class Target:
 
     title: its name for people.
     activation: the grid of activations, one scale per tensor. weight: the grid of weights, its axis left open.
+    non_negative: the grid of activations that cannot be below 0, such as a ReLU's; None: that of the others.
     rules: ONNX operator -> rule; an operator that is absent cannot be placed.
     fuses_activation: operators that take a following ReLU or Clip into their kernel: one rounding, after the clamp.
+    fused_functions: operators that Conv and Gemm take into their kernel as well, computed in float on the accumulator.
     bias: how the bias of a layer is added. The placement puts it on the int32 grid in both cases.
     writes_paddle: whether the Paddle format can express the placement (it has no zero point).
     onnx_layout: the form of the ONNX file.
@@ -73,19 +75,26 @@ class Target:
     writes_paddle: bool
     onnx_layout: OnnxLayout
     sources: tuple[Source, ...]
+    non_negative: QuantSpec | None = None
+    fused_functions: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if self.activation.axis is not None or self.weight.axis is not None:
+        if any(spec is not None and spec.axis is not None for spec in (self.activation, self.weight, self.non_negative)):
             raise ValueError(f"target {self.name!r}: the grids of a table have no axis")
+        if self.non_negative is not None and self.non_negative.qmin != 0:
+            raise ValueError(f"target {self.name!r}: the grid of what is not below 0 begins at 0")
         if not self.weight.symmetric:
             raise ValueError(f"target {self.name!r}: weights are symmetric")
-        if self.writes_paddle and not self.activation.symmetric:
+        if self.writes_paddle and not (self.activation.symmetric and self.non_negative is None):
             raise ValueError(f"target {self.name!r}: the Paddle format has no zero point")
         for operator, rule in self.rules.items():
             if (rule.weights is not None) != (operator in LAYERS):
                 raise ValueError(f"target {self.name!r}: {operator} states a granularity of weights, or lacks it")
             if operator in self.fuses_activation and rule.role != "compute":
                 raise ValueError(f"target {self.name!r}: {operator} cannot fuse an activation, it is a {rule.role}")
+        for operator in self.fused_functions:
+            if self.role(operator) != "compute":
+                raise ValueError(f"target {self.name!r}: {operator} is no function that a layer could compute")
         if not self.sources:
             raise ValueError(f"target {self.name!r} names no sources")
 
