@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -34,24 +34,44 @@ def simulate(found: QuantizedGraph, feed: np.ndarray) -> np.ndarray:
         return np.asarray(module(torch.from_numpy(feed)).numpy())
 
 
-def assert_same_decisions(found: QuantizedGraph, placement: Placement, qparams: dict[str, QParams]) -> int:
+def grid_of(params: QParams) -> tuple[int, int, int | None]:
+    """The ends of the grid in steps from zero, and its axis: what stays the same however the integers are stored."""
+    shift = int(params.zero_point.reshape(-1)[0])
+    return params.spec.qmin - shift, params.spec.qmax - shift, params.spec.axis
+
+
+def readers(model: ir.Model, tensor: str) -> frozenset[str]:
+    """The nodes that read a tensor."""
+    return frozenset(str(n.name) for n in model.graph if tensor in [None if v is None else v.name for v in n.inputs])
+
+
+def assert_same_decisions(
+    found: QuantizedGraph, model: ir.Model, placement: Placement, qparams: dict[str, QParams]
+) -> int:
     """Every decision of the file is the one that was written; returns how many tensors on a grid were compared."""
     compared = 0
+    output = str(model.graph.outputs[0].name)
     for decision in found.placement:
         if decision.tensor.endswith((".min", ".max")):
             continue  # bounds of a Clip that was written on integers
-        before = placement[decision.tensor]
-        pairs = [(decision.kind, before.kind), (decision.fused, before.fused), (decision.consumers, before.consumers)]
-        if before.spec is not None and decision.spec is not None:
-            pairs += [(replace(decision.spec, mantissas=()), replace(before.spec, mantissas=()))]
-        for now, then in pairs:
-            assert now == then, decision
+        name = decision.tensor.removesuffix(".rounded")
+        before = placement[name]
+        chosen = before.consumers
+        if chosen == readers(model, name) and name != output:
+            chosen = None  # all there are
+        assert (decision.kind, decision.consumers) == (before.kind, chosen), decision
         if decision.spec is None or decision.kind == "bias":
+            assert (decision.spec is None) == (before.spec is None), decision
             continue
+        if before.spec is None:
+            assert decision.fused, decision  # quantize_op_types does not speak of ReLUs; the file fuses this one
+            continue
+        assert decision.fused == before.fused, decision
         now = found.qparams[found.placement.scale_owner(decision.tensor)]
-        then = qparams[placement.scale_owner(decision.tensor)]
-        np.testing.assert_array_equal(now.scale, then.scale)
-        np.testing.assert_array_equal(now.zero_point, then.zero_point)
+        then = qparams[placement.scale_owner(name)]
+        np.testing.assert_allclose(now.scale, then.scale, rtol=2e-7)
+        assert now.spec.mantissas == () or np.array_equal(now.scale, then.scale)
+        assert grid_of(now) == grid_of(then), decision
         compared += 1
     return compared
 
@@ -92,11 +112,12 @@ def test_an_onnx_file_read_back_is_the_simulation(
     assert is_quantized(read)
     assert not is_quantized(found.model)
     assert found.placement.target == target
-    assert assert_same_decisions(found, placement, qparams) > 5
+    assert assert_same_decisions(found, model, placement, qparams) > 5
     for feed in inputs:
         expected, actual = run(read, feed), simulate(found, feed)
-        # Free scales: a sum's last bit may decide a rounding, nowhere here. Short scales: no difference but softmax's.
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=0 if "Softmax" not in GRAPHS[name] else 1e-6)
+        # With free scales a sum's last bit could decide a rounding; in these two networks it does not.
+        exact = options.get("scale_grid") == "short" and "Softmax" not in GRAPHS[name]
+        np.testing.assert_allclose(actual, expected, rtol=0 if exact else 1e-6, atol=0 if exact else 1e-6)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -123,7 +144,7 @@ def test_a_paddle_file_read_back_is_the_onnx_file(scale_grid: Any, reduce_range:
     write_paddle(model, placement, qparams, tmp_path / "m.pdmodel", tmp_path / "m.pdiparams")
     read = read_model(tmp_path / "m.pdmodel")
     found = split_quantizers(read)
-    assert assert_same_decisions(found, placement, qparams) > 5
+    assert assert_same_decisions(found, model, placement, qparams) > 5
     assert [n.op_type for n in found.model.graph] == [n.op_type for n in model.graph]
     for feed in feeds(model):
         np.testing.assert_allclose(simulate(found, feed), run(read, feed), rtol=0, atol=1e-6)
@@ -145,7 +166,7 @@ def test_the_text_line_classifier_read_back(ocr_model_dir: Path, tmp_path: Path,
         write_paddle(model, placement, qparams, path, tmp_path / "m.pdiparams")
     read = read_model(path)
     found = split_quantizers(read)
-    assert assert_same_decisions(found, placement, qparams) > 150
+    assert assert_same_decisions(found, model, placement, qparams) > 150
     np.testing.assert_allclose(simulate(found, x), run(read, x), rtol=0, atol=1e-6)
 
 

@@ -107,7 +107,7 @@ def calibrate(model: ir.Model, placement: Placement, feed: Array) -> dict[str, Q
         if spec.symmetric:
             found[decision.tensor] = symmetric(spec, np.maximum(np.maximum(-low, high), 1e-3) / spec.qmax)
         else:
-            scale = np.maximum(high - low, 1e-3) / (spec.qmax - spec.qmin)
+            scale = spec.nearest_scale(np.maximum(high - low, 1e-3) / (spec.qmax - spec.qmin))
             zero_point = np.clip(np.rint(spec.qmin - low / scale), spec.qmin, spec.qmax)
             found[decision.tensor] = QParams(spec, np.float32(scale), zero_point.astype(np.int64))
     return found

@@ -3,7 +3,7 @@
 `GraphModule(model, placement=..., qparams=...)` of what `read_quantized` gives computes, number for number, what the
 file says. It reads the files that fullquant writes (ONNX with QuantizeLinear and DequantizeLinear; Paddle with
 quantize_linear and dequantize_linear) and others of the same form. What a file no longer says: why a tensor was placed,
-the weights before they were rounded, and a ReLU whose bound is where the grid ends, for QuantizeLinear saturates there.
+and the weights before they were rounded.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from fullquant.graph.edit import (
     prune,
     scalar_constant,
     take_over,
+    taken_names,
     value_name,
 )
 from fullquant.numerics import affine
@@ -93,7 +94,7 @@ class _Reader:
         grid = read_grid(chain.dequantize)
         if not same_grid(grid, read_grid(chain.quantize)):
             raise ModelError(f"{node_label(chain.dequantize)} has another grid than the QuantizeLinear in front of it")
-        tensor = self._float_clamp(chain, grid) if chain.clips else chain.source
+        tensor = self._float_clamp(chain, grid) if chain.clips or self._hides_clamp(chain) else chain.source
         result = chain.dequantize.outputs[0]
         rounded = {str(use.node.name) for use in result.uses()}
         is_output = result.is_graph_output()
@@ -120,6 +121,12 @@ class _Reader:
         if old in self.grids:
             self.grids[new], self.tensors[new] = self.grids.pop(old), self.tensors.pop(old)
             self.readers[new] = self.readers.pop(old)
+
+    def _hides_clamp(self, chain: _Chain) -> bool:
+        """Whether the variables are named after a tensor that is not there: a ReLU whose bound is the grid's end."""
+        result = value_name(chain.dequantize.outputs[0])
+        name = tensor_name(result)
+        return name not in (result, value_name(chain.source)) and name not in taken_names(self.graph)
 
     def _float_clamp(self, chain: _Chain, grid: QParams) -> ir.Value:
         """Relu or Clip of the float source. Rounding is monotone: clip(round(x)) = round(clip(x)) at its bounds."""
