@@ -97,6 +97,7 @@ OPTIONS: list[dict[str, Any]] = [
         ("tensorrt", {"runtime": "tensorrt"}),
         ("onnxruntime", {}),
         ("onnxruntime", {"activation_type": "int8", "weight_type": "uint8"}),
+        ("openvino", {"runtime": "openvino"}),
     ],
     ids=str,
 )

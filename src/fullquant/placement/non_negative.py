@@ -31,9 +31,10 @@ def _is_non_negative(node: ir.Node, found: set[str]) -> bool:
     if node.op_type in _ALWAYS:
         return True
     bounds = clip_bounds(node)
-    if bounds is not None and bounds[1] >= 0:
-        return True
-    if node.op_type in _KEEPS or bounds is not None:
+    if bounds is not None:
+        source, low, high = bounds
+        return low >= 0 or (high >= 0 and str(source.name) in found)
+    if node.op_type in _KEEPS:
         return all(_operand(value, found) for value in node.inputs if value is not None and _is_real(value))
     if node.op_type == "Pad":  # by 0, or by a constant that is not below 0
         filling = constant_value(input_at(node, 2))

@@ -79,7 +79,9 @@ class Target:
     fused_functions: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if any(spec is not None and spec.axis is not None for spec in (self.activation, self.weight, self.non_negative)):
+        if any(
+            spec is not None and spec.axis is not None for spec in (self.activation, self.weight, self.non_negative)
+        ):
             raise ValueError(f"target {self.name!r}: the grids of a table have no axis")
         if self.non_negative is not None and self.non_negative.qmin != 0:
             raise ValueError(f"target {self.name!r}: the grid of what is not below 0 begins at 0")
