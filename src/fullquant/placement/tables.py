@@ -231,7 +231,7 @@ _OPENVINO = Target(
             f"{_LPT}/src/low_precision.cpp",
         ),
         Source(
-            "a zero point other than 0 makes its depthwise convolutions up to a third slower; int8 with zero point 0, or "
+            "a zero point other than 0 slows its depthwise convolutions by up to a third; int8 with zero point 0, or "
             "uint8 with it where nothing is below 0, does not",
             "measured, OpenVINO 2026.4 on AVX512 with AMX; docs/performance.md",
         ),
