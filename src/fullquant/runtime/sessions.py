@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from fullquant.errors import EngineError
 from fullquant.readers import ModelFiles, find_model, read_model
+from fullquant.runtime.executed import ExecutedGraph
 
 Array: TypeAlias = npt.NDArray[Any]
 Engine = Literal["onnxruntime", "paddle", "paddle_onednn", "openvino"]
@@ -45,6 +46,14 @@ class Session(Protocol):
         ...
 
 
+class RuntimeSession(Session, Protocol):
+    """A session of a runtime, which can say what it made of the file."""
+
+    def executed(self) -> ExecutedGraph:
+        """The operators that the runtime executes, after its optimisations."""
+        ...
+
+
 def available_engines() -> tuple[Engine, ...]:
     """The engines whose packages are installed; nothing is imported."""
     return tuple(engine for engine in get_args(Engine) if importlib.util.find_spec(_PACKAGES[engine][0]) is not None)
@@ -58,7 +67,7 @@ def open_session(
     params_filename: str | None = None,
     optimize: bool = True,
     threads: int | None = None,
-) -> Session:
+) -> RuntimeSession:
     """Opens a model in a runtime on the CPU.
 
     path: a model file or folder as `read_model` takes it. "onnxruntime" and "openvino" also take an onnx_ir model or
@@ -75,10 +84,8 @@ def open_session(
     if engine in ("paddle", "paddle_onednn"):
         return _open_paddle(_paddle_files(path, engine, model_filename, params_filename), engine, optimize, threads)
     source = _onnx_source(path, model_filename, params_filename)
-    opener: Callable[[str | bytes, bool, int | None], Session]
-    opener = _OnnxRuntimeSession if engine == "onnxruntime" else _OpenVinoSession
     try:
-        return opener(source, optimize, threads)
+        return _open_onnx(source, engine, optimize, threads)
     except Exception as error:
         raise refusal(engine, _describe(path), error) from error
 
@@ -110,60 +117,6 @@ def check_feeds(feeds: Mapping[str, Array], names: tuple[str, ...], engine: str)
     if set(feeds) != set(names):
         given, wanted = ", ".join(sorted(feeds)) or "none", ", ".join(names)
         raise EngineError(f"engine {engine!r}: the inputs given are {given}; the model's inputs are {wanted}")
-
-
-class _OnnxRuntimeSession:
-    """ONNX Runtime on the CPU."""
-
-    engine = "onnxruntime"
-
-    def __init__(self, source: str | bytes, optimize: bool, threads: int | None) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        level = onnxruntime.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-        options.log_severity_level = 3  # errors only: its warnings speak of optimisations
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        self.input_names = tuple(value.name for value in self._session.get_inputs())
-        self.output_names = tuple(value.name for value in self._session.get_outputs())
-
-    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        check_feeds(feeds, self.input_names, self.engine)
-        try:
-            return list(self._session.run(None, dict(feeds)))
-        except Exception as error:
-            raise refusal(self.engine, "these inputs", error) from error
-
-
-class _OpenVinoSession:
-    """OpenVINO's CPU plugin."""
-
-    engine = "openvino"
-
-    def __init__(self, source: str | bytes, optimize: bool, threads: int | None) -> None:
-        import openvino
-
-        # float32, also where the processor has bfloat16: results are compared with other runtimes
-        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
-        if not optimize:
-            settings["LP_TRANSFORMS_MODE"] = "NO"
-        core = openvino.Core()
-        self._compiled = core.compile_model(core.read_model(source), "CPU", settings)
-        self.input_names = tuple(port.get_any_name() for port in self._compiled.inputs)
-        self.output_names = tuple(port.get_any_name() for port in self._compiled.outputs)
-
-    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        check_feeds(feeds, self.input_names, self.engine)
-        try:
-            results = self._compiled(dict(feeds))
-        except Exception as error:
-            raise refusal(self.engine, "these inputs", error) from error
-        return [np.array(results[port]) for port in self._compiled.outputs]
 
 
 def _check_installed(engine: str) -> None:
@@ -199,7 +152,17 @@ def _paddle_files(path: Source, engine: str, model_filename: str | None, params_
     return files
 
 
-def _open_paddle(files: ModelFiles, engine: str, optimize: bool, threads: int | None) -> Session:
+def _open_onnx(source: str | bytes, engine: str, optimize: bool, threads: int | None) -> RuntimeSession:
+    if engine == "onnxruntime":
+        from fullquant.runtime.onnxruntime_session import OnnxRuntimeSession
+
+        return OnnxRuntimeSession(source, optimize, threads)
+    from fullquant.runtime.openvino_session import OpenVinoSession
+
+    return OpenVinoSession(source, optimize, threads)
+
+
+def _open_paddle(files: ModelFiles, engine: str, optimize: bool, threads: int | None) -> RuntimeSession:
     from fullquant.runtime.paddle_session import PaddleSession
 
     assert files.params is not None  # only ONNX models have none
