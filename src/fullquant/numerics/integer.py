@@ -6,8 +6,8 @@ of 31 bits (Jacob et al. 2018, arXiv:1712.05877, section 2.2, equations 6 and 7)
 - "nearest_even": the 64-bit product is rounded once, half-way values to even, as ONNX QuantizeLinear and Paddle's
   quantize_linear define it. A factor such as 2/3 has no exact multiplier; products that lie within its error of a
   half-way value count as half-way values, which they are wherever scales are short (decision 0005).
-- "gemmlowp": the two roundings of gemmlowp and TensorFlow Lite, SaturatingRoundingDoublingHighMul to 32 bits and then
-  RoundingDivideByPOT, half-way values away from zero.
+- "gemmlowp": the two roundings of gemmlowp and TensorFlow Lite, SaturatingRoundingDoublingHighMul to 32 bits, half-way
+  values upward, and then RoundingDivideByPOT, half-way values away from zero.
 
 Everything is NumPy and int64; whoever computes sums checks with `overflow` that 32 bits would have held them.
 """
@@ -105,7 +105,7 @@ def _gemmlowp(value: IntArray, factor: FixedPoint) -> IntArray:
 
 
 def doubling_high_product(a: IntArray, b: npt.ArrayLike) -> IntArray:
-    """round(a * b / 2**31), half-way values away from zero, saturated to 32 bits; a, b hold 32-bit integers.
+    """round(a * b / 2**31), half-way values upward, saturated to 32 bits; a, b hold 32-bit integers.
 
     gemmlowp's SaturatingRoundingDoublingHighMul.
     """
@@ -154,9 +154,3 @@ def _weighted_sum_gemmlowp(terms: Sequence[tuple[IntArray, float]]) -> IntArray:
 def overflow(value: IntArray) -> int:
     """How many of the sums a 32-bit accumulator could not hold."""
     return int(np.count_nonzero((value < INT32_MIN) | (value > INT32_MAX)))
-
-
-def largest_sum(weight: IntArray, bias: IntArray | None, largest_input: int) -> int:
-    """No sum of a layer can be larger: max over outputs of sum |w| * largest_input + |b|; outputs along axis 0."""
-    per_output = np.abs(weight).reshape(weight.shape[0], -1).sum(axis=1) * largest_input
-    return int((per_output if bias is None else per_output + np.abs(bias)).max(initial=0))

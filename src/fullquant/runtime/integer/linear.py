@@ -74,7 +74,7 @@ class _Requantizer:
         total = total + self.bias
         self._check(broken, overflow(total))
         if self.factor is None:
-            return np.asarray((total * self.scale).astype(np.float32))
+            return np.clip((total * self.scale).astype(np.float32), *np.asarray(self.job.bounds, np.float32))
         return self.job.finish(requantize(total, self.factor, self.job.rounding))
 
     def _check(self, broken: int, beyond: int) -> None:
@@ -107,18 +107,18 @@ def convolution(job: Job) -> Kernel:
     integers = weight.centred()
     groups = attribute_int(job.node, "group", 1)
     pieces = parts(integers, x.largest) if groups == 1 else [slice(None)]
-    whole = groups > 1 and int(np.abs(integers).reshape(len(integers), -1).sum(axis=1).max()) * x.largest
-    if whole >= EXACT_FLOAT32:
-        raise RefusalError("a group of its channels has sums beyond 2**24")
+    # Groups cannot be cut along the input channels; the few that are so large are added in float64.
+    whole = int(np.abs(integers).reshape(len(integers), -1).sum(axis=1).max()) * x.largest
+    wide = torch.float64 if groups > 1 and whole >= EXACT_FLOAT32 else torch.float32
     operation = build_operation(job.node)
     weights = [
-        torch.from_numpy(integers[:, piece].astype(np.float32)).contiguous(memory_format=torch.channels_last)
+        torch.from_numpy(integers[:, piece].copy()).to(wide).contiguous(memory_format=torch.channels_last)
         for piece in pieces
     ]
     requantizer = _Requantizer(job, _scale(x, weight), len(integers))
 
     def kernel(tensors: Sequence[IntegerTensor]) -> Array:
-        data = _centred(tensors[0]).contiguous(memory_format=torch.channels_last)
+        data = _centred(tensors[0]).to(wide).contiguous(memory_format=torch.channels_last)
         if len(pieces) == 1:
             sums = operation(data, weights[0])
         else:

@@ -125,7 +125,7 @@ class Planner:
         outputs = [value_name(v) for v in last.outputs if v.name]
         out = self._out(node, outputs)
         low, high = (0, 0) if out is None else (int(q) for q in affine.quantize(np.asarray(bounds, np.float32), out))
-        job = Job(node, operands, out, low, high, self._bias(node, bias, operands), self.rounding)
+        job = Job(node, operands, out, bounds, low, high, self._bias(node, bias, operands), self.rounding)
         kernel: Kernel = move(job, extra) if node.op_type in MOVES else builder(job)
         for other in self._chain(node):
             self._taken.add(str(other.name))

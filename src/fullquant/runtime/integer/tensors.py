@@ -84,12 +84,14 @@ class Job:
     """What a kernel computes: a node, with the addition of a bias and the clamp that are fused behind it.
 
     operands: the inputs that take part in the arithmetic, in order. out: the grid of the result, None where a layer's
-    result stays float. low, high: the integers that the fused clamp and the grid leave. bias: int32 integers, (O,).
+    result stays float. bounds: of the fused clamp, real. low, high: the integers that the clamp and the grid leave.
+    bias: int32 integers, (O,).
     """
 
     node: ir.Node
     operands: Sequence[Operand]
     out: QParams | None
+    bounds: tuple[float, float]
     low: int
     high: int
     bias: IntArray | None
