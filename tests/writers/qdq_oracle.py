@@ -95,7 +95,11 @@ def _bias(
 
 def calibrate(model: ir.Model, placement: Placement, feed: Array) -> dict[str, QParams]:
     """Min-max scales of every placed tensor: activations from one batch, weights from themselves."""
-    values = evaluate(model, feed)
+    return minmax(placement, evaluate(model, feed))
+
+
+def minmax(placement: Placement, values: Mapping[str, Array]) -> dict[str, QParams]:
+    """Scales that take in the values of every placed tensor."""
     found: dict[str, QParams] = {}
     for decision in placement:
         spec = decision.spec
