@@ -58,8 +58,13 @@ def make_save_dir(save_dir: Path) -> None:
         raise ExportError(f"save_dir {save_dir} cannot be written to: {reason}; name another folder") from None
 
 
-def export(quantized: QuantizedModel, folder: Path, names: tuple[str, str]) -> ExportedFiles:
-    """Writes the Paddle pair (where the target allows it) and the ONNX QDQ model into `folder`."""
+def export(
+    quantized: QuantizedModel, folder: Path, names: tuple[str, str], *, onnx_format: bool = True
+) -> ExportedFiles:
+    """Writes the Paddle pair (where the target allows it) and the ONNX QDQ model into `folder`.
+
+    onnx_format: the form of the Paddle pair, see writers.program_desc.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model, placement, qparams = quantized.model, quantized.placement, quantized.qparams
     onnx_path = folder / ONNX_NAME
@@ -68,5 +73,5 @@ def export(quantized: QuantizedModel, folder: Path, names: tuple[str, str]) -> E
     if not target.writes_paddle:
         return ExportedFiles(onnx_path, None, None)
     program, params = folder / names[0], folder / names[1]
-    write_paddle(model, placement, qparams, program, params)
+    write_paddle(model, placement, qparams, program, params, onnx_format=onnx_format)
     return ExportedFiles(onnx_path, program, params)
