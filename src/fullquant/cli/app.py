@@ -124,7 +124,7 @@ def evaluate(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="onnxruntime, paddle, paddle_onednn, openvino, or all; may be repeated. (default: onnxruntime)",
+            help="onnxruntime, paddle, paddle_onednn, openvino, paddle_lite, or all; may be repeated. (default: onnxruntime)",
             show_default=False,
         ),
     ] = None,

@@ -21,7 +21,7 @@ from fullquant.errors import EngineError
 from fullquant.readers import ModelFiles, find_model, read_model
 
 Array: TypeAlias = npt.NDArray[Any]
-Engine = Literal["onnxruntime", "paddle", "paddle_onednn", "openvino"]
+Engine = Literal["onnxruntime", "paddle", "paddle_onednn", "openvino", "paddle_lite"]
 Source: TypeAlias = "str | os.PathLike[str] | ir.Model | bytes"
 
 # engine -> (module to import, package to install)
@@ -31,6 +31,7 @@ _PACKAGES: Mapping[str, tuple[str, str]] = {
     "paddle_onednn": ("paddle", "paddlepaddle"),
     "openvino": ("openvino", "openvino"),
 }
+_PADDLE_LITE = "paddle_lite"  # another Python has it: runtime/paddle_lite
 
 
 class Session(Protocol):
@@ -47,7 +48,13 @@ class Session(Protocol):
 
 def available_engines() -> tuple[Engine, ...]:
     """The engines whose packages are installed; nothing is imported."""
-    return tuple(engine for engine in get_args(Engine) if importlib.util.find_spec(_PACKAGES[engine][0]) is not None)
+    from fullquant.runtime.paddle_lite.session import is_available
+
+    return tuple(
+        engine
+        for engine in get_args(Engine)
+        if (is_available() if engine == _PADDLE_LITE else importlib.util.find_spec(_PACKAGES[engine][0]) is not None)
+    )
 
 
 def open_session(
@@ -63,8 +70,9 @@ def open_session(
 
     path: a model file or folder as `read_model` takes it. "onnxruntime" and "openvino" also take an onnx_ir model or
         the bytes of an ONNX file, and run a Paddle file as the ONNX graph that the readers make of it.
-    engine: "onnxruntime", "openvino", "paddle" (Paddle Inference without oneDNN: every operator as written) or
-        "paddle_onednn" (its oneDNN kernels; with the int8 passes where the file holds quantizers).
+    engine: "onnxruntime", "openvino", "paddle" (Paddle Inference without oneDNN: every operator as written),
+        "paddle_onednn" (its oneDNN kernels; with the int8 passes where the file holds quantizers) or "paddle_lite" (its
+        x86 interpreter in another Python, see runtime/paddle_lite/session.py; optimize: its int8 kernels).
     optimize: False runs the graph as it is written: no graph optimisation in ONNX Runtime, no IR passes in Paddle, no
         low-precision transformations in OpenVINO.
     threads: threads inside an operator; None leaves the runtime's own choice.
@@ -72,7 +80,7 @@ def open_session(
     Raises EngineError (runtime unknown, not installed, or refuses the model) and ModelError (no such model).
     """
     _check_installed(engine)
-    if engine in ("paddle", "paddle_onednn"):
+    if engine in ("paddle", "paddle_onednn", _PADDLE_LITE):
         return _open_paddle(_paddle_files(path, engine, model_filename, params_filename), engine, optimize, threads)
     source = _onnx_source(path, model_filename, params_filename)
     opener: Callable[[str | bytes, bool, int | None], Session]
@@ -167,8 +175,13 @@ class _OpenVinoSession:
 
 
 def _check_installed(engine: str) -> None:
+    if engine == _PADDLE_LITE:
+        from fullquant.runtime.paddle_lite.session import find_python
+
+        find_python()
+        return
     if engine not in _PACKAGES:
-        raise EngineError(f"unknown engine {engine!r}; it is one of {', '.join(_PACKAGES)}")
+        raise EngineError(f"unknown engine {engine!r}; it is one of {', '.join(get_args(Engine))}")
     module, package = _PACKAGES[engine]
     if importlib.util.find_spec(module) is None:
         raise EngineError(f"engine {engine!r} needs {package}, which is not installed; run: pip install {package}")
@@ -203,6 +216,11 @@ def _open_paddle(files: ModelFiles, engine: str, optimize: bool, threads: int | 
     from fullquant.runtime.paddle_session import PaddleSession
 
     assert files.params is not None  # only ONNX models have none
+    if engine == _PADDLE_LITE:
+        from fullquant.runtime.paddle_lite.converter import paddle_files
+        from fullquant.runtime.paddle_lite.session import PaddleLiteSession
+
+        return PaddleLiteSession(*paddle_files(files), optimize, threads)
     try:
         return PaddleSession(files.model, files.params, engine, optimize, threads)
     except Exception as error:
