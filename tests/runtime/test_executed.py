@@ -13,8 +13,8 @@ import pytest
 
 from fullquant.errors import EngineError
 from fullquant.placement.target import find_target
-from fullquant.runtime.executed import ExecutedOperator, executed_graph
-from fullquant.runtime.sessions import RuntimeSession, open_session
+from fullquant.runtime.executed import ExecutedGraph, ExecutedOperator, executed_graph
+from fullquant.runtime.sessions import Session, executed, open_session
 from fullquant.writers.onnx_qdq import build_onnx, write_onnx
 from fullquant.writers.program_desc import write_paddle
 from tests.graph.toy_models import parse
@@ -33,7 +33,7 @@ INTEGER_IN_ORT = {
 }  # fmt: skip
 
 
-def opened(assets: Path, name: str, target: str, engine: str, folder: Path) -> RuntimeSession:
+def opened(assets: Path, name: str, target: str, engine: str, folder: Path) -> Session:
     model, placement, qparams = quantized_model(assets / "models" / name, target)
     if engine.startswith("paddle"):
         write_paddle(model, placement, qparams, folder / "m.pdmodel", folder / "m.pdiparams")
@@ -42,10 +42,16 @@ def opened(assets: Path, name: str, target: str, engine: str, folder: Path) -> R
     return open_session(folder / "m.onnx", engine, threads=1)
 
 
+def graph_of(session: Session) -> ExecutedGraph:
+    found = executed(session)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("target", ["onnxruntime", "paddle_lite"])
 def test_onnxruntime_multiplies_integers_alone(assets: Path, tmp_path: Path, name: str, target: str) -> None:
-    found = opened(assets, name, target, "onnxruntime", tmp_path).executed()
+    found = graph_of(opened(assets, name, target, "onnxruntime", tmp_path))
     assert (found.integer_layers, found.float_layers) == (LAYERS[name], 0)
     assert set(found.operators) - INTEGER_IN_ORT <= FLOAT_IN_ORT[name]
     clamps = found.operators.get("Clip", 0)
@@ -57,7 +63,7 @@ def test_onnxruntime_multiplies_integers_alone(assets: Path, tmp_path: Path, nam
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("target", ["openvino", "paddle_lite", "onnxruntime"])
 def test_openvino_multiplies_integers_alone(assets: Path, tmp_path: Path, name: str, target: str) -> None:
-    found = opened(assets, name, target, "openvino", tmp_path).executed()
+    found = graph_of(opened(assets, name, target, "openvino", tmp_path))
     assert (found.integer_layers, found.float_layers) == (LAYERS[name], 0)
 
 
@@ -67,7 +73,7 @@ def test_openvino_computes_hard_swish_inside_the_layers(assets: Path, tmp_path: 
     name = "mobilenetv3_small_ocr_cls"
     functions = {}
     for target in ("openvino", "onnxruntime"):
-        operators = opened(assets, name, target, "openvino", tmp_path).executed().operators
+        operators = graph_of(opened(assets, name, target, "openvino", tmp_path)).operators
         functions[target] = operators.get("Eltwise f32", 0)
     assert functions["openvino"] == 0
     assert functions["onnxruntime"] >= 18  # the network has 18 HardSwish
@@ -76,7 +82,7 @@ def test_openvino_computes_hard_swish_inside_the_layers(assets: Path, tmp_path: 
 @needs("paddle")
 @pytest.mark.parametrize("name", LAYERS)
 def test_onednn_multiplies_integers_alone(assets: Path, tmp_path: Path, name: str) -> None:
-    found = opened(assets, name, "paddle_lite", "paddle_onednn", tmp_path).executed()
+    found = graph_of(opened(assets, name, "paddle_lite", "paddle_onednn", tmp_path))
     assert (found.integer_layers, found.float_layers) == (LAYERS[name], 0)
 
 
@@ -84,10 +90,10 @@ def test_onednn_multiplies_integers_alone(assets: Path, tmp_path: Path, name: st
 def test_float_models_and_plain_sessions_count_as_float(assets: Path, engine: str) -> None:
     """The counter can say no."""
     name = "resnet20_cifar10"
-    found = open_session(float_model(assets / "models" / name), engine, threads=1).executed()
+    found = graph_of(open_session(float_model(assets / "models" / name), engine, threads=1))
     assert (found.integer_layers, found.float_layers) == (0, LAYERS[name])
     built = build_onnx(*quantized_model(assets / "models" / name, "onnxruntime"))
-    plain = open_session(built, engine, optimize=False, threads=1).executed()
+    plain = graph_of(open_session(built, engine, optimize=False, threads=1))
     # OpenVINO computes a linear layer in integers even without its low-precision transformations.
     linear = 1 if engine == "openvino" else 0
     assert (plain.integer_layers, plain.float_layers) == (linear, LAYERS[name] - linear)
@@ -95,19 +101,21 @@ def test_float_models_and_plain_sessions_count_as_float(assets: Path, engine: st
 
 @needs("paddle")
 def test_plain_paddle_counts_as_float(assets: Path, tmp_path: Path) -> None:
-    found = opened(assets, "resnet20_cifar10", "paddle_lite", "paddle", tmp_path).executed()
+    found = graph_of(opened(assets, "resnet20_cifar10", "paddle_lite", "paddle", tmp_path))
     assert (found.integer_layers, found.float_layers) == (0, LAYERS["resnet20_cifar10"])
     json_form = assets / "models" / "resnet20_cifar10" / "inference.json"
+    session = open_session(json_form, "paddle")
     with pytest.raises(EngineError, match=r"use the \.pdmodel form"):
-        open_session(json_form, "paddle").executed()
+        session.executed()  # type: ignore[attr-defined]
+    assert executed(session) is None
 
 
 def test_a_relu_in_float_is_found_out() -> None:
     """The mutation that integer clamps are there for: ONNX Runtime leaves such layers in float."""
     model = toy("residual")
     placement, qparams, _ = quantized(model)
-    good = open_session(build_onnx(model, placement, qparams), "onnxruntime").executed()
-    bad = open_session(build_onnx(model, placement, qparams, runtime="tensorrt"), "onnxruntime").executed()
+    good = graph_of(open_session(build_onnx(model, placement, qparams), "onnxruntime"))
+    bad = graph_of(open_session(build_onnx(model, placement, qparams, runtime="tensorrt"), "onnxruntime"))
     assert good.float_layers == 0
     assert bad.float_layers > 0
 
@@ -118,7 +126,7 @@ def test_small_networks(name: str, engine: str) -> None:
     model = toy(name)
     placement, qparams, _ = quantized(model, engine)
     built = build_onnx(model, placement, qparams, runtime=find_target(engine).onnx_layout)
-    assert open_session(built, engine, threads=1).executed().float_layers == 0
+    assert graph_of(open_session(built, engine, threads=1)).float_layers == 0
 
 
 PRODUCTS = {
@@ -135,7 +143,7 @@ def test_products_of_three_axes(body: str) -> None:
     model = parse(text)
     placement, qparams, inputs = quantized(model, "onnxruntime")
     built = build_onnx(model, placement, qparams)
-    assert open_session(built, "onnxruntime", threads=1).executed().float_layers == 0
+    assert graph_of(open_session(built, "onnxruntime", threads=1)).float_layers == 0
     plain, optimised = (
         open_session(built, "onnxruntime", optimize=mode, threads=1).run({"x": inputs[1]})[0] for mode in (False, True)
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from fullquant.auto_compression.stages import QuantizedModel
 from fullquant.errors import ConfigError, ExportError
 from fullquant.placement.target import find_target
+from fullquant.writers.lite_form import LITE_TARGETS, lite_form
 from fullquant.writers.onnx_qdq import write_onnx
 from fullquant.writers.program_desc import write_paddle
 
@@ -73,5 +74,7 @@ def export(
     if not target.writes_paddle:
         return ExportedFiles(onnx_path, None, None)
     program, params = folder / names[0], folder / names[1]
+    if placement.target in LITE_TARGETS:
+        model, placement, qparams = lite_form(model, placement, qparams)
     write_paddle(model, placement, qparams, program, params, onnx_format=onnx_format)
     return ExportedFiles(onnx_path, program, params)

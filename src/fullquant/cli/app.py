@@ -53,7 +53,7 @@ def quantize(
     ptq: Annotated[bool, typer.Option("--ptq", help="Calibrate only; no training.")] = False,
     target: Annotated[
         str | None,
-        typer.Option(help="paddle_lite, verisilicon_timvx, paddle_inference, tensorrt, onnxruntime, openvino or rknn."),
+        typer.Option(help="paddle_lite, verisilicon_timvx, paddle_inference, tensorrt, onnxruntime or openvino."),
     ] = None,
     reduce_range: Annotated[
         bool | None,
@@ -124,7 +124,7 @@ def evaluate(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="onnxruntime, paddle, paddle_onednn, openvino, or all; may be repeated. (default: onnxruntime)",
+            help="onnxruntime, paddle, paddle_onednn, openvino, paddle_lite, or all; may be repeated. (default: onnxruntime)",
             show_default=False,
         ),
     ] = None,
