@@ -76,7 +76,10 @@ class _Form:
     def rewritten(self, desc: ProgramDesc) -> tuple[ProgramDesc, Mapping[str, Array]]:
         for op in self.block.ops:
             self._rewrite(op)
-        used = {n for op in self.operators for var in (*op.inputs, *op.outputs) for n in var.arguments} | {"feed", "fetch"}
+        used = {n for op in self.operators for var in (*op.inputs, *op.outputs) for n in var.arguments} | {
+            "feed",
+            "fetch",
+        }
         result = ProgramDesc()
         result.CopyFrom(desc)
         block = result.blocks[0]
@@ -122,9 +125,13 @@ class _Form:
     def _rounding(self, op: OpDesc) -> None:
         """The roundings of a quantize_linear and its dequantize_linear; the pair stays where a convolution reads it."""
         quantized = argument(op, "Y")
-        dequantized = next((argument(o, "Y") for o in self.readers.get(quantized, []) if o.type == "dequantize_linear"), "")
+        dequantized = next(
+            (argument(o, "Y") for o in self.readers.get(quantized, []) if o.type == "dequantize_linear"), ""
+        )
         if not dequantized:
-            raise EngineError(f"engine 'paddle_lite': {quantized!r} is quantized but never dequantized; write the file again")
+            raise EngineError(
+                f"engine 'paddle_lite': {quantized!r} is quantized but never dequantized; write the file again"
+            )
         others = [o for o in self.readers.get(dequantized, []) if not (self.int8_layers and o.type in CONVOLUTIONS)]
         source = argument(op, "X")
         if others:
@@ -146,8 +153,10 @@ class _Form:
             if name not in self.variables:
                 self.added.append(self._variable(name, source))
         yield _unary("clip", names[0], names[1], min=float(-128 * step), max=float(127 * step))
-        for index, (factor, bias) in enumerate(((inverse, _ROUNDS), (1.0, -_ROUNDS), (step, 0.0)), start=1):
-            scaled = _unary("scale", names[index], names[index + 1], scale=float(factor), bias=bias)
+        for index, (factor, bias) in enumerate(
+            ((float(inverse), _ROUNDS), (1.0, -_ROUNDS), (float(step), 0.0)), start=1
+        ):
+            scaled = _unary("scale", names[index], names[index + 1], scale=factor, bias=bias)
             scaled.attrs.add(name="bias_after_scale", type=AttrType.BOOLEAN, b=True)
             yield scaled
 

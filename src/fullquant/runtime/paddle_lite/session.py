@@ -35,7 +35,9 @@ def find_python() -> Path:
     converter = find_converter()
     python = interpreter_of(converter)
     if python is None:
-        raise EngineError(f"engine 'paddle_lite' needs the Python package paddlelite, {converter} is not of it; {INSTALL}")
+        raise EngineError(
+            f"engine 'paddle_lite' needs the Python package paddlelite, {converter} is not of it; {INSTALL}"
+        )
     return python
 
 
@@ -73,7 +75,7 @@ class PaddleLiteSession:
         self._shape = _declared(desc, self.input_names[0])
         self._folder = Path(tempfile.mkdtemp(prefix="fullquant-lite-"))
         self._log = self._folder / "log"
-        self._finalizer = weakref.finalize(self, shutil.rmtree, self._folder, True)
+        weakref.finalize(self, shutil.rmtree, self._folder, True)
         files = _write(self._folder, desc, parameters)
         arguments = [*files, str(threads or 1), "1" if self._int8 else "0", *discarded]
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
@@ -82,7 +84,7 @@ class PaddleLiteSession:
                 [str(python), str(_WORKER), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
                 cwd=self._folder, env=environment,
             )  # fmt: skip
-        self._finalizer = weakref.finalize(self, _end, self._process, self._folder)
+        weakref.finalize(self, _end, self._process)  # runs before the folder goes
         if self._pipe(self._process.stdout).readline() != b"ready\n":
             raise sessions.refusal(self.engine, str(model), self._death())
 
@@ -90,7 +92,9 @@ class PaddleLiteSession:
         """feeds: {input name: float32 array of any batch size}; the outputs, new arrays."""
         sessions.check_feeds(feeds, self.input_names, self.engine)
         images = np.ascontiguousarray(feeds[self.input_names[0]], dtype=np.float32)
-        if len(self._shape) != images.ndim or any(a not in (-1, b) for a, b in zip(self._shape, images.shape, strict=True)):
+        if len(self._shape) != images.ndim or any(
+            a not in (-1, b) for a, b in zip(self._shape, images.shape, strict=True)
+        ):
             wanted, given = list(self._shape), list(images.shape)
             raise EngineError(f"engine 'paddle_lite': the input has the shape {given}, the model wants {wanted}")
         count = len(images)
@@ -133,13 +137,12 @@ def _exactly(stream: IO[bytes], length: int) -> bytes:
     return data
 
 
-def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _ends(desc: ProgramDesc) -> tuple[tuple[str, ...], tuple[str, ...]]:
