@@ -1,4 +1,4 @@
-"""Paddle Lite's converter accepts the int8 file and gives every kernel its scales; `fullquant convert` says what it did."""
+"""Paddle Lite's converter takes the int8 file and gives every kernel its scales; `fullquant convert` says what it did."""
 
 from __future__ import annotations
 
@@ -103,7 +103,6 @@ def test_a_partition_file_keeps_operators_off_the_npu(folder, converter, tmp_pat
 
 
 @needs_paddle_lite
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["mobilenetv3_small_ocr_cls", "efficientnet_lite0_imagenet", "mobilenetv3_large_cifar10", "resnet20_cifar10"],

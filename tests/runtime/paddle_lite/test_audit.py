@@ -102,9 +102,10 @@ MUTATIONS: dict[str, tuple[OptimisedProgram, str, str]] = {
     "output scale": (program([SUBGRAPH], [without(CONV, "Output0_scale")]), "float", "no scale for its output"),
     "changed integers": (program([SUBGRAPH], [CONV], w=WEIGHT + np.int8(1)), "changed", "integers of 'w'"),
     "changed scales": (program([SUBGRAPH], [having(CONV, Filter0_scale=[0.5, 0.5])]), "changed", "scales of 'w'"),
-    "changed input": (program([SUBGRAPH], [having(CONV, Input0_scale=[0.5])]), "changed", "its input has the scale 0.5"),
+    "changed input": (program([SUBGRAPH], [having(CONV, Input0_scale=[0.5])]), "changed", "input has the scale 0.5"),
     "unknown weight": (
-        program([SUBGRAPH], [replace(CONV, inputs={**CONV.inputs, "Filter": ("v",)})], v=WEIGHT), "changed", "no int8 weight",
+        program([SUBGRAPH], [replace(CONV, inputs={**CONV.inputs, "Filter": ("v",)})], v=WEIGHT),
+        "changed", "no int8 weight",
     ),
     "steps": (
         program([SUBGRAPH], [CONV, op("strided_slice", {"Input": "c"}, "s", strides=[2, 2], Out0_scale=[1.0])]),
@@ -128,7 +129,8 @@ def test_what_is_wrong_is_found(name: str) -> None:
 X86_MUTATIONS: dict[str, tuple[list[LiteOperator], str]] = {
     "activation": ([on("x86", having(CONV, act_type="hard_swish"))], "leaves out the fused hard_swish"),
     "no bias": (
-        [on("x86", having(replace(CONV, inputs={"Input": ("x",), "Filter": ("w",)}), groups=2))], "memory that is not there",
+        [on("x86", having(replace(CONV, inputs={"Input": ("x",), "Filter": ("w",)}), groups=2))],
+        "memory that is not there",
     ),
     "columns": ([on("x86", PRODUCT, precision="float32", alias="def")], "every column gets the first one's scale"),
 }  # fmt: skip

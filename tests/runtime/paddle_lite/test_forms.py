@@ -1,4 +1,4 @@
-"""The forms for the interpreter compute the file's numbers: in ONNX Runtime, by way of the readers, and in Paddle Lite."""
+"""The forms for the interpreter compute the file's numbers: in ONNX Runtime, read by our readers, and in Paddle Lite."""
 
 from __future__ import annotations
 
@@ -123,5 +123,5 @@ def test_without_the_package(file: Int8File, tmp_path, monkeypatch) -> None:
     wrapper.write_text(f"#!{sys.executable}\n")
     wrapper.chmod(0o755)
     monkeypatch.setenv(VARIABLE, str(wrapper))
-    with pytest.raises(EngineError, match="refuses .*m.pdmodel: .*No module named 'paddlelite'"):
+    with pytest.raises(EngineError, match=r"refuses .*m.pdmodel: .*No module named 'paddlelite'"):
         open_session(file.model, "paddle_lite")

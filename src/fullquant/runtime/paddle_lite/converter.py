@@ -126,7 +126,7 @@ def run_converter(
     done = _run([str(converter), *arguments], extra)
     written = output.with_name(f"{output.name}.nb") if kind == "naive_buffer" else output / "model"
     if done.returncode != 0 or not written.is_file():
-        said = last_words(done.stderr) or _end_of(done.returncode)
+        said = last_words(done.stderr) or how_it_ended(done.returncode)
         raise ExportError(f"{converter.name} cannot convert {model} for {','.join(targets)}: {said}")
     return written if kind == "naive_buffer" else output
 
@@ -176,8 +176,8 @@ def last_words(text: str) -> str:
     return _LOG.sub("", kept[-1]) if kept else ""
 
 
-def _end_of(status: int) -> str:
-    """How a program ended that said nothing."""
+def how_it_ended(status: int) -> str:
+    """For a program that said nothing."""
     if status < 0:
         return f"it was killed by {signal.Signals(-status).name}"
     return f"it ended with status {status} and wrote no file" if status else "it wrote no file"
