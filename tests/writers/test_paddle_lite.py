@@ -1,4 +1,4 @@
-"""Paddle Lite's converter takes the int8 file and gives every kernel its scales; `fullquant convert` says what it did."""
+"""Paddle Lite's converter takes the int8 file and gives kernels their scales; `fullquant convert` says what it did."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forms for the interpreter compute the file's numbers: in ONNX Runtime, read by our readers, and in Paddle Lite."""
+"""The interpreter's forms compute the file's numbers: in ONNX Runtime, read by our readers, and in Paddle Lite."""
 
 from __future__ import annotations
 

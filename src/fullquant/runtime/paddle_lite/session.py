@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +20,7 @@ from fullquant.errors import EngineError
 from fullquant.formats.framework_pb2 import ProgramDesc
 from fullquant.formats.param_stream import write_combined
 from fullquant.runtime import sessions
-from fullquant.runtime.paddle_lite.converter import INSTALL, find_converter, interpreter_of, last_words
+from fullquant.runtime.paddle_lite.converter import INSTALL, find_converter, how_it_ended, interpreter_of, last_words
 from fullquant.runtime.paddle_lite.forms import ACTIVATION_PASS, KEPT_APART, interpreter_form
 from fullquant.runtime.paddle_lite.source import is_quantized, read_source
 
@@ -28,6 +29,7 @@ Array = npt.NDArray[Any]
 _WORKER = Path(__file__).with_name("worker.py")
 # The interpreter's conversion to int8 forgets elements unless their number is a multiple of 32 (decision 0015).
 _BATCH = 32
+_SECONDS = 10  # that a process whose pipe is closed may take to end
 
 
 def find_python() -> Path:
@@ -124,10 +126,14 @@ class PaddleLiteSession:
 
     def _death(self) -> EngineError:
         """Why the process ended, in its own words where it said something."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_SECONDS)
+        status = self._process.poll()
         self._process.kill()
-        self._process.wait()
-        said = last_words(self._log.read_text("utf-8", "replace")) if self._log.exists() else ""
-        return EngineError(said or f"the interpreter ended with status {self._process.returncode}")
+        said = self._log.read_text("utf-8", "replace") if self._log.exists() else ""
+        if status is not None and status < 0 and "[F " not in said:  # what Lite says while all is well is no reason
+            return EngineError(how_it_ended(status))
+        return EngineError(last_words(said) or "the interpreter does not answer")
 
 
 def _exactly(stream: IO[bytes], length: int) -> bytes:
