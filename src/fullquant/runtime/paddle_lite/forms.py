@@ -100,8 +100,16 @@ class _Form:
             self._other(op)
 
     def _is_kept(self, dequantized: str) -> bool:
-        """Whether a convolution reads it and is to run in int8."""
-        return self.int8_layers and any(op.type in CONVOLUTIONS for op in self.readers.get(dequantized, []))
+        """Whether a layer that is to run in int8 reads it."""
+        return any(self._is_int8(op) for op in self.readers.get(dequantized, []))
+
+    def _is_int8(self, op: OpDesc) -> bool:
+        """Convolutions, but not those in groups without a bias, whose int8 kernel reads memory that is not there."""
+        if not self.int8_layers or op.type not in CONVOLUTIONS:
+            return False
+        readers = self.readers.get(argument(op, "Output"), [])
+        biased = any(o.type == "elementwise_add" and argument(o, "Y") in self.parameters for o in readers)
+        return biased or next((a.i for a in op.attrs if a.name == "groups"), 1) == 1
 
     def _weight(self, op: OpDesc) -> None:
         stored, result = argument(op, "X"), argument(op, "Y")
@@ -132,7 +140,7 @@ class _Form:
             raise EngineError(
                 f"engine 'paddle_lite': {quantized!r} is quantized but never dequantized; write the file again"
             )
-        others = [o for o in self.readers.get(dequantized, []) if not (self.int8_layers and o.type in CONVOLUTIONS)]
+        others = [o for o in self.readers.get(dequantized, []) if not self._is_int8(o)]
         source = argument(op, "X")
         if others:
             rounded = f"{dequantized}.rounded" if self._is_kept(dequantized) else dequantized
@@ -162,11 +170,11 @@ class _Form:
 
     def _other(self, op: OpDesc) -> None:
         copy = _copied(op)
-        if not (self.int8_layers and op.type in CONVOLUTIONS):
+        if not self._is_int8(op):
             for var in copy.inputs:
                 var.arguments[:] = [self.renamed.get(name, name) for name in var.arguments]
         # a scale on an operator that runs in float would make Lite convert its tensors
-        if not self.int8_layers or op.type not in CONVOLUTIONS | _CLAMPS:
+        if not self.int8_layers or not (self._is_int8(op) or op.type in _CLAMPS):
             kept = [a for a in copy.attrs if not a.name.endswith("threshold") or a.name == "threshold"]
             del copy.attrs[:]
             copy.attrs.extend(kept)
