@@ -6,7 +6,7 @@ import importlib.util
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Runtime:
     """An engine that takes a known time, and remembers when it ran."""
 
-    calls: list[str] = []
+    calls: ClassVar[list[str]] = []
 
     def __init__(self, name: str, seconds: float, fails_after: int = 10**9) -> None:
         self.engine, self.input_names, self.output_names = name, ("x",), ("y",)

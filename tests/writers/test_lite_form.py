@@ -22,15 +22,17 @@ END = 2**31 - 1
 
 
 def shortcut(
-    steps: tuple[int, int] = (2, 2), channels: tuple[int, int] = (2, 3), border: tuple[int, int, int, int] = (0, 0, 0, 0),
-    *, start: int = 0, fill: float = 0.0, batch: int = 0, reads_slice: bool = False,
+    steps: tuple[int, int] = (2, 2), channels: tuple[int, int] = (2, 3),
+    border: tuple[int, int, int, int] = (0, 0, 0, 0), *, start: int = 0, fill: float = 0.0, batch: int = 0,
+    reads_slice: bool = False,
 ) -> ir.Model:  # fmt: skip
     """Conv, then a slice with steps and a padding, pooled: the shortcut of a CIFAR ResNet."""
     rng = np.random.default_rng(0)
     top, left, bottom, right = border
     constants = {
         "w": rng.normal(0, 1, (4, 3, 3, 3)).astype(np.float32),
-        "starts": np.array([start, 0]), "ends": np.array([END, END]), "axes": np.array([2, 3]), "steps": np.array(steps),
+        "starts": np.array([start, 0]), "ends": np.array([END, END]), "axes": np.array([2, 3]),
+        "steps": np.array(steps),
         "pads": np.array([batch, channels[0], top, left, 0, channels[1], bottom, right]), "fill": np.float32(fill),
     }  # fmt: skip
     nodes = [
@@ -95,7 +97,7 @@ def test_a_slice_and_its_padding_are_one_convolution() -> None:
 def test_what_no_identity_can_do_stays(changed: dict) -> None:
     model = shortcut(**changed)
     form, _, _ = lite_form(model, *placed(model)[:2])
-    assert (("Slice" if "start" in changed else "Pad")) in kinds(form)
+    assert ("Slice" if "start" in changed else "Pad") in kinds(form)
 
 
 def test_a_float_padding_stays() -> None:

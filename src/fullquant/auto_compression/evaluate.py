@@ -98,8 +98,9 @@ def evaluate(
 
     model_dir, model_filename, params_filename: the model, in place of the configuration's; a Paddle program in either
         form or an ONNX file, float or int8.
-    engines: "onnxruntime", "paddle", "paddle_onednn", "openvino", "paddle_lite"; "all" stands for all that are installed and take the
-        format. Paddle programs run in ONNX Runtime and OpenVINO as the graph that the readers make of them.
+    engines: "onnxruntime", "paddle", "paddle_onednn", "openvino", "paddle_lite"; "all" stands for all that are
+        installed and take the format. Paddle programs run in ONNX Runtime and OpenVINO as the graph that the readers
+        make of them.
     optimize: the runtimes' graph optimisations; None chooses for each engine (ONNX Runtime: without and with them).
     total_images: only so many validation images, spread evenly over their list; the same ones each time.
     reference: another model (usually the float one) that agreement and mean_kl are measured against.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fullquant import __version__
 from fullquant.cli import options as opt
+from fullquant.cli.checking import benchmark
 from fullquant.cli.console import device, one_line_errors, output, show_log, size
+from fullquant.cli.console import output as console_output
 
 app = typer.Typer(
     name="fullquant",
@@ -22,10 +23,6 @@ app = typer.Typer(
 )
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Model folder or file: .pdmodel, __model__, Paddle 3 .json, or .onnx.")
-]
-
-SaveDir = Annotated[
-    str, typer.Argument(metavar="SAVE_DIR", help="What quantize has written: a folder, or an int8 file.")
 ]
 
 
@@ -129,7 +126,8 @@ def evaluate(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="onnxruntime, paddle, paddle_onednn, openvino, paddle_lite, or all; may be repeated. (default: onnxruntime)",
+            help="onnxruntime, paddle, paddle_onednn, openvino, paddle_lite, or all; may be repeated. "
+            "(default: onnxruntime)",
             show_default=False,
         ),
     ] = None,
@@ -233,51 +231,61 @@ def inspect(
 
 
 @app.command()
-def benchmark(
-    save_dir: SaveDir,
-    reference: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="The float model. (default: the one of report.json)", show_default=False),
-    ] = None,
-    engine: Annotated[
-        list[str] | None,
+def convert(
+    model: Model,
+    to: Annotated[str, typer.Option("--to", metavar="paddle-lite", help="The device runtime.")],
+    valid_targets: Annotated[
+        str,
         typer.Option(
-            help="onnxruntime, openvino, paddle or paddle_onednn; may be repeated. (default: all that are installed)",
+            "--valid_targets", "--valid-targets", metavar="TARGETS", help="arm, x86, or verisilicon_timvx,arm."
+        ),
+    ] = "arm",
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The .nb. (default: model_<target>.nb beside MODEL)", show_default=False),
+    ] = None,
+    paddle_lite_opt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="The converter. (default: $FULLQUANT_PADDLE_LITE_OPT, else paddle_lite_opt on PATH)",
             show_default=False,
         ),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each runtime.")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Images in a run.")] = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each model.")] = 100,
-    img_size: opt.ImgSize = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write everything that was measured.")
+    partition_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Operators to be kept off the NPU, in Paddle Lite's format.")
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Status 1 if anything fell back, changed, or would be computed wrongly.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
 ) -> None:
-    """Latency and size, float against int8, in the runtimes that are installed. SAVE_DIR: what quantize has written.
+    """Makes the file for devices of the int8 Paddle program that quantize wrote, and reads it back.
 
-    The models are run in turn, a few times each, so that a drift of the machine hits all of them alike. "int8 layers"
-    counts the convolutions and matrix products that the runtime really computes in integers.
+    The report, also as FILE.report.json, says which kernel or NPU subgraph each operator got, and why others did not.
 
     Examples:
 
-      fullquant benchmark output
+      fullquant convert output --to paddle-lite --valid_targets verisilicon_timvx,arm --strict
 
-      fullquant benchmark output --reference MobileNetV3_large_x1_0_infer --threads 4 --batch 8 --json times.json
+      fullquant convert output --to paddle-lite --valid_targets arm --paddle-lite-opt lite/bin/paddle_lite_opt
     """
-    from fullquant.auto_compression.benchmark import benchmark as measure
-    from fullquant.cli.show_benchmark import show_benchmark
-    from fullquant.report.record import as_json
-    from fullquant.writers.atomic import write_atomically
-
+    if to != "paddle-lite":
+        raise typer.BadParameter(f"--to {to}: paddle-lite is the only one")
     show_log()
     with one_line_errors():
-        found = measure(
-            save_dir, reference=reference, engines=engine, threads=threads, batch=batch, repeats=repeats,
-            image_size=img_size,
+        from fullquant.auto_compression.conversion import convert_to_paddle_lite
+        from fullquant.cli.show_conversion import show_conversion
+
+        made = convert_to_paddle_lite(
+            model, valid_targets, output, converter=paddle_lite_opt, partition=partition_file
         )  # fmt: skip
-        if json_file is not None:
-            write_atomically(json_file, as_json(found).encode("utf-8"))
-    show_benchmark(output(), found)
-    if all(row.error for row in found.rows):
+        if as_json:
+            typer.echo(made.report.read_text(encoding="utf-8"), nl=False)
+        else:
+            show_conversion(console_output(), made)
+    if strict and made.audit.findings:
         raise typer.Exit(1)
+
+
+app.command()(benchmark)

@@ -61,11 +61,10 @@ def lite_form(
             continue
         move = _move(node, placement)
         if move is not None and not _is_taken_by_a_padding(node, placement):
-            weight = value_name(_convolve(copy.graph, node, move))
+            weight, rows = _convolve(copy.graph, node, move)
             spec = QuantSpec(-127, 127, axis=axis)
             decisions[weight] = Decision(weight, "weight", spec, _REASON)
-            count = copy.graph.initializers[weight].shape[0] if axis is not None else None
-            scales[weight] = symmetric(spec, np.full(() if count is None else (count,), _STEP, dtype=np.float32))
+            scales[weight] = symmetric(spec, np.full(() if axis is None else (rows,), _STEP, dtype=np.float32))
     return copy, Placement(placement.target, decisions), scales
 
 
@@ -171,8 +170,8 @@ def _weight_axis(placement: Placement) -> int | None:
     return 0 if any(axis is not None for axis in axes) else None
 
 
-def _convolve(graph: ir.Graph, node: ir.Node, move: _Move) -> ir.Value:
-    """Puts the convolution in the node's place; returns its weight, [C_out, C, 1, 1] or depthwise [C, 1, 1, 1]."""
+def _convolve(graph: ir.Graph, node: ir.Node, move: _Move) -> tuple[str, int]:
+    """Puts the convolution in the node's place; (name of its weight [C_out, C or 1, 1, 1], C_out)."""
     before, kept, after = move.channels
     depthwise = before == after == 0
     if depthwise:
@@ -180,9 +179,9 @@ def _convolve(graph: ir.Graph, node: ir.Node, move: _Move) -> ir.Value:
     else:
         matrix = np.eye(before + kept + after, kept, -before, dtype=np.float32)
     weight = add_initializer(graph, f"{node.name or node.op_type}.identity", matrix[:, :, None, None])
-    attributes = {
+    attributes: dict[str, int | list[int]] = {
         "kernel_shape": [1, 1], "dilations": [1, 1], "strides": list(move.strides), "pads": list(move.pads),
         "group": kept if depthwise else 1,
     }  # fmt: skip
     replace_node(node, "Conv", [move.source, weight], attributes)
-    return weight
+    return value_name(weight), len(matrix)

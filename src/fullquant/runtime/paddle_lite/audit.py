@@ -40,22 +40,22 @@ class Audit:
     """What a converted program does.
 
     operators: how many compute something, wherever. on_npu: how many of them in NPU subgraphs.
-    subgraphs: the operator types of each NPU subgraph. kernels: "place precision" -> operators, outside of subgraphs.
+    subgraphs: the operator types of each NPU subgraph.
+    kernels: "arm int8", "arm float32", ... -> operator type -> how many run so, outside of subgraphs. What is in
+        float32 without a finding has no int8 kernel in Paddle Lite.
     layers, int8_layers: matrix products, and how many of them have int8 weights, an input scale and, where the kernel
         writes int8, an output scale.
     same_weights: layers whose weights and scales are exactly the file's. None where there is nothing to compare with.
-    float_operators: operator type -> how many run in float32 because the place has no int8 kernel for it.
     """
 
     targets: tuple[str, ...]
     operators: int
     on_npu: int
     subgraphs: tuple[tuple[str, ...], ...]
-    kernels: Mapping[str, int]
+    kernels: Mapping[str, Mapping[str, int]]
     layers: int
     int8_layers: int
     same_weights: int | None
-    float_operators: Mapping[str, int]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
 
@@ -88,7 +88,9 @@ def audit(
         findings += [f for op in layers for f in complaints[op.output]]
         findings += [f for op in layers for f in _changed(op, program, source)]
     if device == "verisilicon_timvx":
-        findings += [Finding("wrong", *error) for operators in program.subgraphs for error in timvx_errors(operators, program)]
+        findings += [
+            Finding("wrong", *error) for operators in program.subgraphs for error in timvx_errors(operators, program)
+        ]
     if "x86" in targets:
         findings += [Finding("wrong", *error) for error in x86_errors(program)]
     changed = {f.tensor for f in findings if f.kind == "changed"}
@@ -97,14 +99,20 @@ def audit(
         operators=sum(op.type not in TRANSFERS and op.type != "subgraph" for op in program),
         on_npu=sum(op.type not in TRANSFERS for operators in program.subgraphs for op in operators),
         subgraphs=tuple(tuple(op.type for op in operators) for operators in program.subgraphs),
-        kernels=Counter(f"{op.place} {op.precision}" for op in program.outside),
+        kernels=_kernels(program.outside),
         layers=len(layers),
         int8_layers=sum(not complaints[op.output] for op in layers),
         same_weights=sum(op.output not in changed for op in layers) if source else None,
-        float_operators=Counter(op.type for op in program.outside if op.precision == "float32" and op.type not in LAYERS),
         findings=tuple(findings),
         notes=tuple(x86_notes(program)) if "x86" in targets else (),
     )
+
+
+def _kernels(operators: Sequence[LiteOperator]) -> Mapping[str, Mapping[str, int]]:
+    found: dict[str, Counter[str]] = {}
+    for op in operators:
+        found.setdefault(f"{op.place} {op.precision}", Counter())[op.type] += 1
+    return {place: dict(counts) for place, counts in sorted(found.items())}
 
 
 def _outside(program: OptimisedProgram, device: str, supported: frozenset[str] | None) -> Iterator[Finding]:
@@ -150,7 +158,9 @@ def _incomplete(op: LiteOperator, program: OptimisedProgram) -> Iterator[Finding
         yield Finding("float", op.type, op.output, "has no scale for its input")
     if weights is None or weights.size not in (1, _channels(op, weight.shape)):
         count = 0 if weights is None else weights.size
-        yield Finding("float", op.type, op.output, f"has {count} weight scales for {_channels(op, weight.shape)} channels")
+        yield Finding(
+            "float", op.type, op.output, f"has {count} weight scales for {_channels(op, weight.shape)} channels"
+        )
     writes_int8 = not op.place or op.alias.replace("_", "").startswith("int8out")
     if writes_int8 and op.output_scale is None:
         yield Finding("float", op.type, op.output, "has no scale for its output")
@@ -186,7 +196,7 @@ def _changed(op: LiteOperator, program: OptimisedProgram, source: Mapping[str, S
     if weight.dtype == np.int8 and not any(_same(weight, w) for w in (ours.weight, ours.weight.T)):
         yield Finding("changed", op.type, op.output, f"the integers of {name!r} are not those of the file")
     steps = _first(op, "Filter", "W", "Y")
-    if steps is not None and not ours.normalised and not np.array_equal(np.broadcast_to(steps, ours.weight_scale.shape), ours.weight_scale):
+    if steps is not None and not ours.normalised and not _same_steps(steps, ours.weight_scale):
         yield Finding("changed", op.type, op.output, f"the scales of {name!r} are not those of the file")
     inputs = _first(op, "Input", "X")
     if inputs is not None and ours.input_scale is not None and float(inputs[0]) != ours.input_scale:
@@ -196,3 +206,8 @@ def _changed(op: LiteOperator, program: OptimisedProgram, source: Mapping[str, S
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and bool(np.array_equal(a, b))
+
+
+def _same_steps(a: np.ndarray, b: np.ndarray) -> bool:
+    """One step for all channels may be written once or for each."""
+    return (a.size == b.size or 1 in (a.size, b.size)) and bool(np.all(a == b))

@@ -51,7 +51,8 @@ def find_converter(given: str | os.PathLike[str] | None = None) -> Path:
     found = shutil.which(PROGRAM)
     if found is None:
         raise EngineError(
-            f"{PROGRAM} is not on PATH; {INSTALL}; then name it with --paddle-lite-opt lite/bin/{PROGRAM} or in {VARIABLE}"
+            f"{PROGRAM} is not on PATH; {INSTALL}; then name it with --paddle-lite-opt lite/bin/{PROGRAM}, "
+            f"or in {VARIABLE}"
         )
     return Path(found)
 
@@ -72,7 +73,7 @@ def interpreter_of(converter: Path) -> Path | None:
 
 
 def check_targets(text: str) -> tuple[str, ...]:
-    """Names of `--valid_targets` in order of preference. ConfigError for an unknown one, and for an NPU without a CPU."""
+    """Names of `--valid_targets`, in order of preference. ConfigError for an unknown one, or an NPU without a CPU."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:
         raise ConfigError("--valid_targets is empty; give arm, x86 or verisilicon_timvx,arm")
@@ -83,8 +84,8 @@ def check_targets(text: str) -> tuple[str, ...]:
             raise ConfigError(f"--valid_targets: Paddle Lite has no target {name!r}; {hint}")
     if not any(name in CPUS for name in names):
         raise ConfigError(
-            f"--valid_targets {','.join(names)}: a processor is needed too, for what {names[0]} cannot compute and for the "
-            f"input; write {','.join(names)},arm"
+            f"--valid_targets {','.join(names)}: a processor is needed too, for what {names[0]} cannot compute and for "
+            f"the input; write {','.join(names)},arm"
         )
     return names
 
@@ -98,9 +99,13 @@ def paddle_files(files: ModelFiles) -> tuple[Path, Path]:
     """(program, parameters) as opt takes them. ModelError for a form of model that Paddle Lite does not read."""
     if files.source_format != "program_desc":
         what = "an ONNX model" if files.source_format == "onnx" else "a Paddle 3 program"
-        raise ModelError(f"{files.model}: is {what}; Paddle Lite reads *.pdmodel with *.pdiparams, as quantize writes them")
+        raise ModelError(
+            f"{files.model}: is {what}; Paddle Lite reads *.pdmodel with *.pdiparams, as quantize writes them"
+        )
     if files.params is None or files.params.is_dir():
-        raise ModelError(f"{files.model}: its parameters are not in one file; export the model with combined parameters")
+        raise ModelError(
+            f"{files.model}: its parameters are not in one file; export the model with combined parameters"
+        )
     return files.model, files.params
 
 
@@ -121,7 +126,7 @@ def run_converter(
     done = _run([str(converter), *arguments], extra)
     written = output.with_name(f"{output.name}.nb") if kind == "naive_buffer" else output / "model"
     if done.returncode != 0 or not written.is_file():
-        said = last_words(done.stderr) or _end_of(done.returncode)
+        said = last_words(done.stderr) or how_it_ended(done.returncode)
         raise ExportError(f"{converter.name} cannot convert {model} for {','.join(targets)}: {said}")
     return written if kind == "naive_buffer" else output
 
@@ -163,14 +168,16 @@ def last_words(text: str) -> str:
     fatal = [index for index, line in enumerate(lines) if line.startswith("[F ")]
     if fatal:
         message = [_LOG.sub("", lines[fatal[-1]])]
-        message += [line for line in lines[fatal[-1] + 1 : fatal[-1] + 3] if not line.startswith(("[", "***", "@", " "))]
+        message += [
+            line for line in lines[fatal[-1] + 1 : fatal[-1] + 3] if not line.startswith(("[", "***", "@", " "))
+        ]
         return " ".join(part.strip() for part in message if part.strip())
     kept = [line.strip() for line in lines if line.strip()]
     return _LOG.sub("", kept[-1]) if kept else ""
 
 
-def _end_of(status: int) -> str:
-    """How a program ended that said nothing."""
+def how_it_ended(status: int) -> str:
+    """For a program that said nothing."""
     if status < 0:
         return f"it was killed by {signal.Signals(-status).name}"
     return f"it ended with status {status} and wrote no file" if status else "it wrote no file"

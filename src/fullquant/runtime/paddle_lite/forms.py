@@ -76,7 +76,10 @@ class _Form:
     def rewritten(self, desc: ProgramDesc) -> tuple[ProgramDesc, Mapping[str, Array]]:
         for op in self.block.ops:
             self._rewrite(op)
-        used = {n for op in self.operators for var in (*op.inputs, *op.outputs) for n in var.arguments} | {"feed", "fetch"}
+        used = {n for op in self.operators for var in (*op.inputs, *op.outputs) for n in var.arguments} | {
+            "feed",
+            "fetch",
+        }
         result = ProgramDesc()
         result.CopyFrom(desc)
         block = result.blocks[0]
@@ -97,8 +100,16 @@ class _Form:
             self._other(op)
 
     def _is_kept(self, dequantized: str) -> bool:
-        """Whether a convolution reads it and is to run in int8."""
-        return self.int8_layers and any(op.type in CONVOLUTIONS for op in self.readers.get(dequantized, []))
+        """Whether a layer that is to run in int8 reads it."""
+        return any(self._is_int8(op) for op in self.readers.get(dequantized, []))
+
+    def _is_int8(self, op: OpDesc) -> bool:
+        """Convolutions, but not those in groups without a bias, whose int8 kernel reads memory that is not there."""
+        if not self.int8_layers or op.type not in CONVOLUTIONS:
+            return False
+        readers = self.readers.get(argument(op, "Output"), [])
+        biased = any(o.type == "elementwise_add" and argument(o, "Y") in self.parameters for o in readers)
+        return biased or next((a.i for a in op.attrs if a.name == "groups"), 1) == 1
 
     def _weight(self, op: OpDesc) -> None:
         stored, result = argument(op, "X"), argument(op, "Y")
@@ -122,10 +133,14 @@ class _Form:
     def _rounding(self, op: OpDesc) -> None:
         """The roundings of a quantize_linear and its dequantize_linear; the pair stays where a convolution reads it."""
         quantized = argument(op, "Y")
-        dequantized = next((argument(o, "Y") for o in self.readers.get(quantized, []) if o.type == "dequantize_linear"), "")
+        dequantized = next(
+            (argument(o, "Y") for o in self.readers.get(quantized, []) if o.type == "dequantize_linear"), ""
+        )
         if not dequantized:
-            raise EngineError(f"engine 'paddle_lite': {quantized!r} is quantized but never dequantized; write the file again")
-        others = [o for o in self.readers.get(dequantized, []) if not (self.int8_layers and o.type in CONVOLUTIONS)]
+            raise EngineError(
+                f"engine 'paddle_lite': {quantized!r} is quantized but never dequantized; write the file again"
+            )
+        others = [o for o in self.readers.get(dequantized, []) if not self._is_int8(o)]
         source = argument(op, "X")
         if others:
             rounded = f"{dequantized}.rounded" if self._is_kept(dequantized) else dequantized
@@ -146,18 +161,20 @@ class _Form:
             if name not in self.variables:
                 self.added.append(self._variable(name, source))
         yield _unary("clip", names[0], names[1], min=float(-128 * step), max=float(127 * step))
-        for index, (factor, bias) in enumerate(((inverse, _ROUNDS), (1.0, -_ROUNDS), (step, 0.0)), start=1):
-            scaled = _unary("scale", names[index], names[index + 1], scale=float(factor), bias=bias)
+        for index, (factor, bias) in enumerate(
+            ((float(inverse), _ROUNDS), (1.0, -_ROUNDS), (float(step), 0.0)), start=1
+        ):
+            scaled = _unary("scale", names[index], names[index + 1], scale=factor, bias=bias)
             scaled.attrs.add(name="bias_after_scale", type=AttrType.BOOLEAN, b=True)
             yield scaled
 
     def _other(self, op: OpDesc) -> None:
         copy = _copied(op)
-        if not (self.int8_layers and op.type in CONVOLUTIONS):
+        if not self._is_int8(op):
             for var in copy.inputs:
                 var.arguments[:] = [self.renamed.get(name, name) for name in var.arguments]
         # a scale on an operator that runs in float would make Lite convert its tensors
-        if not self.int8_layers or op.type not in CONVOLUTIONS | _CLAMPS:
+        if not self.int8_layers or not (self._is_int8(op) or op.type in _CLAMPS):
             kept = [a for a in copy.attrs if not a.name.endswith("threshold") or a.name == "threshold"]
             del copy.attrs[:]
             copy.attrs.extend(kept)

@@ -76,7 +76,7 @@ class LiteOperator:
 
 @dataclass(frozen=True)
 class OptimisedProgram:
-    """operators: those of the main block. subgraphs: the operators of each NPU subgraph, in order. parameters by name."""
+    """operators: those of the main block. subgraphs: the operators of each NPU subgraph. parameters: by name."""
 
     operators: tuple[LiteOperator, ...]
     subgraphs: tuple[tuple[LiteOperator, ...], ...]
@@ -126,7 +126,9 @@ def optimised_program(desc: ProgramDesc, parameters: Mapping[str, Array]) -> Opt
     main = _operators(desc.blocks[0])
     inner = [op.attributes.get("sub_block") for op in main if op.type == "subgraph"]
     if not all(isinstance(place, int) and 0 < place < len(desc.blocks) for place in inner):
-        raise ModelError(f"the optimised program's subgraphs name the blocks {inner} of {len(desc.blocks)}; convert again")
+        raise ModelError(
+            f"the optimised program's subgraphs name the blocks {inner} of {len(desc.blocks)}; convert again"
+        )
     subgraphs = tuple(_operators(desc.blocks[place]) for place in inner if isinstance(place, int))
     return OptimisedProgram(main, subgraphs, parameters)
 
@@ -155,7 +157,7 @@ def _value(attribute: OpDesc.Attr) -> AttributeValue:
 
 
 def _kernel(text: AttributeValue) -> tuple[str, str, str]:
-    """"conv2d/int8_out/4/2/1" -> ("int8_out", "arm", "int8"): operator, alias, place, precision, layout."""
+    """ "conv2d/int8_out/4/2/1" -> ("int8_out", "arm", "int8"): operator, alias, place, precision, layout."""
     parts = str(text).split("/")
     if len(parts) != 5 or not (parts[2].isdigit() and parts[3].isdigit()):
         return "", "", ""

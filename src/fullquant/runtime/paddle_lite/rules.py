@@ -22,12 +22,12 @@ _HARD_SWISH = {"threshold": 6.0, "scale": 6.0, "offset": 3.0}
 
 
 def timvx_errors(operators: Sequence[LiteOperator], program: OptimisedProgram) -> Iterator[Error]:
-    """What VeriSilicon's driver in NNAdapter (driver/verisilicon_timvx) would compute wrongly or refuse in a subgraph."""
+    """What VeriSilicon's driver in NNAdapter (driver/verisilicon_timvx) computes wrongly or refuses in a subgraph."""
     for index, op in enumerate(operators):
         if op.type in ("slice", "strided_slice") and _steps(op):
             yield (
                 op.type, op.output,
-                "TIM-VX gets a slice without its steps (converter/slice.cc): quantize again, fullquant writes a convolution",
+                "TIM-VX gets the slice without its steps (converter/slice.cc): quantize again, for a convolution",
             )  # fmt: skip
         if op.type == "hard_swish" and any(op.attributes.get(k, v) != v for k, v in _HARD_SWISH.items()):
             yield op.type, op.output, "TIM-VX takes threshold 6, scale 6 and offset 3 only (converter/hard_swish.cc)"
@@ -78,8 +78,8 @@ def x86_notes(program: OptimisedProgram) -> Iterator[str]:
     """What depends on the input there."""
     if any(op.type == "calib" and op.place == "x86" and op.alias == "fp32_to_int8" for op in program.operators):
         yield (
-            "x86: where the number of elements of a tensor leaves 8 to 31 modulo 32, the conversion to int8 leaves half "
-            "of the last ones unwritten (backends/x86/math/calib.cc); use batches of a multiple of 32"
+            "x86: where the number of elements of a tensor leaves 8 to 31 modulo 32, the conversion to int8 leaves "
+            "half of the last ones unwritten (backends/x86/math/calib.cc); use batches of a multiple of 32"
         )
     wide = [
         op.output

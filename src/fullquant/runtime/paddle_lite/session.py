@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +20,7 @@ from fullquant.errors import EngineError
 from fullquant.formats.framework_pb2 import ProgramDesc
 from fullquant.formats.param_stream import write_combined
 from fullquant.runtime import sessions
-from fullquant.runtime.paddle_lite.converter import INSTALL, find_converter, interpreter_of, last_words
+from fullquant.runtime.paddle_lite.converter import INSTALL, find_converter, how_it_ended, interpreter_of, last_words
 from fullquant.runtime.paddle_lite.forms import ACTIVATION_PASS, KEPT_APART, interpreter_form
 from fullquant.runtime.paddle_lite.source import is_quantized, read_source
 
@@ -28,6 +29,7 @@ Array = npt.NDArray[Any]
 _WORKER = Path(__file__).with_name("worker.py")
 # The interpreter's conversion to int8 forgets elements unless their number is a multiple of 32 (decision 0015).
 _BATCH = 32
+_SECONDS = 10  # that a process whose pipe is closed may take to end
 
 
 def find_python() -> Path:
@@ -35,7 +37,9 @@ def find_python() -> Path:
     converter = find_converter()
     python = interpreter_of(converter)
     if python is None:
-        raise EngineError(f"engine 'paddle_lite' needs the Python package paddlelite, {converter} is not of it; {INSTALL}")
+        raise EngineError(
+            f"engine 'paddle_lite' needs the Python package paddlelite, {converter} is not of it; {INSTALL}"
+        )
     return python
 
 
@@ -73,7 +77,7 @@ class PaddleLiteSession:
         self._shape = _declared(desc, self.input_names[0])
         self._folder = Path(tempfile.mkdtemp(prefix="fullquant-lite-"))
         self._log = self._folder / "log"
-        self._finalizer = weakref.finalize(self, shutil.rmtree, self._folder, True)
+        weakref.finalize(self, shutil.rmtree, self._folder, True)
         files = _write(self._folder, desc, parameters)
         arguments = [*files, str(threads or 1), "1" if self._int8 else "0", *discarded]
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
@@ -82,7 +86,7 @@ class PaddleLiteSession:
                 [str(python), str(_WORKER), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
                 cwd=self._folder, env=environment,
             )  # fmt: skip
-        self._finalizer = weakref.finalize(self, _end, self._process, self._folder)
+        weakref.finalize(self, _end, self._process)  # runs before the folder goes
         if self._pipe(self._process.stdout).readline() != b"ready\n":
             raise sessions.refusal(self.engine, str(model), self._death())
 
@@ -90,7 +94,9 @@ class PaddleLiteSession:
         """feeds: {input name: float32 array of any batch size}; the outputs, new arrays."""
         sessions.check_feeds(feeds, self.input_names, self.engine)
         images = np.ascontiguousarray(feeds[self.input_names[0]], dtype=np.float32)
-        if len(self._shape) != images.ndim or any(a not in (-1, b) for a, b in zip(self._shape, images.shape, strict=True)):
+        if len(self._shape) != images.ndim or any(
+            a not in (-1, b) for a, b in zip(self._shape, images.shape, strict=True)
+        ):
             wanted, given = list(self._shape), list(images.shape)
             raise EngineError(f"engine 'paddle_lite': the input has the shape {given}, the model wants {wanted}")
         count = len(images)
@@ -120,10 +126,14 @@ class PaddleLiteSession:
 
     def _death(self) -> EngineError:
         """Why the process ended, in its own words where it said something."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_SECONDS)
+        status = self._process.poll()
         self._process.kill()
-        self._process.wait()
-        said = last_words(self._log.read_text("utf-8", "replace")) if self._log.exists() else ""
-        return EngineError(said or f"the interpreter ended with status {self._process.returncode}")
+        said = self._log.read_text("utf-8", "replace") if self._log.exists() else ""
+        if status is not None and status < 0 and "[F " not in said:  # what Lite says while all is well is no reason
+            return EngineError(how_it_ended(status))
+        return EngineError(last_words(said) or "the interpreter does not answer")
 
 
 def _exactly(stream: IO[bytes], length: int) -> bytes:
@@ -133,13 +143,12 @@ def _exactly(stream: IO[bytes], length: int) -> bytes:
     return data
 
 
-def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _ends(desc: ProgramDesc) -> tuple[tuple[str, ...], tuple[str, ...]]:

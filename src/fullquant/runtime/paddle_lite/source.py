@@ -60,7 +60,8 @@ def source_layers(desc: ProgramDesc, parameters: Mapping[str, Array]) -> Mapping
         source, weight = (argument(op, parameter) for parameter in _LAYERS[op.type])
         read = _weight_of_pair(producers.get(weight), parameters) or _weight_of_fake(op, weight, block, parameters)
         if read is not None:
-            name, values, steps = read
+            name, stored, steps = read
+            values = np.asarray(stored, dtype=np.int8)
             scale = _input_scale(producers.get(source), parameters)
             found[name] = SourceLayer(values, steps, scale, _is_normalised(op, block))
     return found
@@ -68,7 +69,9 @@ def source_layers(desc: ProgramDesc, parameters: Mapping[str, Array]) -> Mapping
 
 def argument(op: OpDesc, parameter: str) -> str:
     """The first variable at a parameter of an operator, "" where there is none."""
-    return next((var.arguments[0] for var in (*op.inputs, *op.outputs) if var.parameter == parameter and var.arguments), "")
+    return next(
+        (var.arguments[0] for var in (*op.inputs, *op.outputs) if var.parameter == parameter and var.arguments), ""
+    )
 
 
 def _weight_of_pair(op: OpDesc | None, parameters: Mapping[str, Array]) -> tuple[str, Array, FloatArray] | None:

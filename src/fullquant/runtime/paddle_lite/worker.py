@@ -1,20 +1,24 @@
-"""Runs one program in Paddle Lite's x86 interpreter. Executed by the Python that has paddlelite: it imports no fullquant.
+"""Runs one program in Paddle Lite's x86 interpreter. For the Python that has paddlelite: it imports no fullquant.
 
     python worker.py MODEL PARAMS THREADS INT8 [PASS ...]
 
-INT8 is 1 where int8 kernels may be picked; PASS names passes of the optimiser to leave out. Then, for each run, a line of
-JSON, the shape of the input, and its float32 elements on stdin, and the same for every output on stdout, behind a line
-with their number. What Lite prints goes to stderr.
+INT8 is 1 where int8 kernels may be picked; PASS names passes of the optimiser to leave out. Then, for each run, a line
+of JSON, the shape of the input, and its float32 elements on stdin, and the same for every output on stdout, behind a
+line with their number. What Lite prints goes to stderr.
 """
+
+from __future__ import annotations
 
 import json
 import os
 import sys
+from typing import IO, Any
 
 import numpy
 
 
-def predictor(model, params, threads, int8, discarded):
+def predictor(model: str, params: str, threads: int, int8: bool, discarded: list[str]) -> Any:
+    """The program, optimised for this processor."""
     from paddlelite.lite import CxxConfig, Place, PrecisionType, TargetType, create_paddle_predictor
 
     config = CxxConfig()
@@ -29,7 +33,8 @@ def predictor(model, params, threads, int8, discarded):
     return create_paddle_predictor(config)
 
 
-def serve(made, source, sink):
+def serve(made: Any, source: IO[bytes], sink: IO[bytes]) -> None:
+    """Answers one input after the other until stdin ends."""
     while True:
         line = source.readline()
         if not line:
@@ -43,7 +48,9 @@ def serve(made, source, sink):
         tensor.resize(shape)
         tensor.set_float_data(array)
         made.run()
-        outputs = [numpy.array(made.get_output(i).numpy(), dtype=numpy.float32) for i in range(len(made.get_output_names()))]
+        outputs = [
+            numpy.array(made.get_output(i).numpy(), dtype=numpy.float32) for i in range(len(made.get_output_names()))
+        ]
         sink.write(json.dumps(len(outputs)).encode() + b"\n")
         for output in outputs:
             sink.write(json.dumps(list(output.shape)).encode() + b"\n")
@@ -51,7 +58,8 @@ def serve(made, source, sink):
         sink.flush()
 
 
-def main():
+def main() -> None:
+    """The whole life of the process."""
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # Lite's own lines
     model, params, threads, int8 = sys.argv[1:5]
