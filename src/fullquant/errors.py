@@ -39,5 +39,9 @@ class EngineError(FullquantError):
     """A runtime that was asked for is not installed or refuses the model."""
 
 
+class AccumulatorOverflowError(EngineError):
+    """A sum of the integer reference does not fit into 32 bits."""
+
+
 class ReportError(FullquantError):
     """A report file is missing, damaged, or of another version."""

@@ -95,7 +95,11 @@ def _bias(
 
 def calibrate(model: ir.Model, placement: Placement, feed: Array) -> dict[str, QParams]:
     """Min-max scales of every placed tensor: activations from one batch, weights from themselves."""
-    values = evaluate(model, feed)
+    return minmax(placement, evaluate(model, feed))
+
+
+def minmax(placement: Placement, values: Mapping[str, Array]) -> dict[str, QParams]:
+    """Scales that take in the values of every placed tensor."""
     found: dict[str, QParams] = {}
     for decision in placement:
         spec = decision.spec
@@ -107,7 +111,7 @@ def calibrate(model: ir.Model, placement: Placement, feed: Array) -> dict[str, Q
         if spec.symmetric:
             found[decision.tensor] = symmetric(spec, np.maximum(np.maximum(-low, high), 1e-3) / spec.qmax)
         else:
-            scale = np.maximum(high - low, 1e-3) / (spec.qmax - spec.qmin)
+            scale = spec.nearest_scale(np.maximum(high - low, 1e-3) / (spec.qmax - spec.qmin))
             zero_point = np.clip(np.rint(spec.qmin - low / scale), spec.qmin, spec.qmax)
             found[decision.tensor] = QParams(spec, np.float32(scale), zero_point.astype(np.int64))
     return found

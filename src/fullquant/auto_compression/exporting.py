@@ -9,7 +9,8 @@ from pathlib import Path
 from fullquant.auto_compression.stages import QuantizedModel
 from fullquant.errors import ConfigError, ExportError
 from fullquant.placement.target import find_target
-from fullquant.writers.onnx_qdq import Runtime, write_onnx
+from fullquant.writers.lite_form import LITE_TARGETS, lite_form
+from fullquant.writers.onnx_qdq import write_onnx
 from fullquant.writers.program_desc import write_paddle
 
 ONNX_NAME = "model_int8.onnx"
@@ -58,15 +59,22 @@ def make_save_dir(save_dir: Path) -> None:
         raise ExportError(f"save_dir {save_dir} cannot be written to: {reason}; name another folder") from None
 
 
-def export(quantized: QuantizedModel, folder: Path, names: tuple[str, str]) -> ExportedFiles:
-    """Writes the Paddle pair (where the target allows it) and the ONNX QDQ model into `folder`."""
+def export(
+    quantized: QuantizedModel, folder: Path, names: tuple[str, str], *, onnx_format: bool = True
+) -> ExportedFiles:
+    """Writes the Paddle pair (where the target allows it) and the ONNX QDQ model into `folder`.
+
+    onnx_format: the form of the Paddle pair, see writers.program_desc.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model, placement, qparams = quantized.model, quantized.placement, quantized.qparams
     onnx_path = folder / ONNX_NAME
-    runtimes: dict[str, Runtime] = {"tensorrt": "tensorrt", "openvino": "openvino"}
-    write_onnx(model, placement, qparams, onnx_path, runtime=runtimes.get(placement.target, "onnxruntime"))
-    if not find_target(placement.target).writes_paddle:
+    target = find_target(placement.target)
+    write_onnx(model, placement, qparams, onnx_path, runtime=target.onnx_layout)
+    if not target.writes_paddle:
         return ExportedFiles(onnx_path, None, None)
     program, params = folder / names[0], folder / names[1]
-    write_paddle(model, placement, qparams, program, params)
+    if placement.target in LITE_TARGETS:
+        model, placement, qparams = lite_form(model, placement, qparams)
+    write_paddle(model, placement, qparams, program, params, onnx_format=onnx_format)
     return ExportedFiles(onnx_path, program, params)

@@ -221,6 +221,11 @@ _SHAPES = (
 _QUANTIZATION = (
     Operator(("quantize_linear",), quantize.quantize, ("quantize_linear",), ("X", "Scale", "ZeroPoint"), ("Y",)),
     Operator(("dequantize_linear",), quantize.dequantize, ("dequantize_linear",), ("X", "Scale", "ZeroPoint"), ("Y",)),
+    # the older form; PIR knows these operators too, but nothing writes such programs
+    Operator(("fake_quantize_moving_average_abs_max",), quantize.fake_quantize),
+    Operator(("fake_quantize_dequantize_moving_average_abs_max",), quantize.fake_quantize_dequantize),
+    Operator(("fake_dequantize_max_abs",), quantize.fake_dequantize),
+    Operator(("fake_channel_wise_dequantize_max_abs",), quantize.fake_channel_wise_dequantize),
 )
 
 ROWS = (*_CONVOLUTION_AND_POOLING, *_ARITHMETIC, *_ACTIVATIONS, *_LINEAR, *_SHAPES, *_QUANTIZATION)

@@ -1,0 +1,66 @@
+"""A file with quantizers as what it was made of: a float graph, a decision for each tensor, and the scales.
+
+`GraphModule(model, placement=..., qparams=...)` of what `read_quantized` gives computes, number for number, what the
+file says. It reads the files that fullquant writes (ONNX with QuantizeLinear and DequantizeLinear; Paddle with
+quantize_linear and dequantize_linear) and others of the same form. What a file no longer says: why a tensor was placed,
+and the weights before they were rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from fullquant.errors import ModelError
+from fullquant.graph.verify import verify
+from fullquant.numerics.qparams import QParams
+from fullquant.placement.decision import Placement
+from fullquant.readers.quantized.activations import read_activations
+from fullquant.readers.quantized.constants import read_constants
+from fullquant.readers.quantized.decisions import decide
+from fullquant.readers.quantized.layers import fold_moved_constants, merge_biases
+
+__all__ = ["QuantizedGraph", "is_quantized", "split_quantizers"]
+
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+
+
+@dataclass(frozen=True)
+class QuantizedGraph:
+    """model: the float graph, weights and biases dequantized (scale * (q - zero_point)), names of the source.
+
+    placement: a decision for each float tensor. qparams: the grid of each tensor that owns a scale.
+    """
+
+    model: ir.Model
+    placement: Placement
+    qparams: Mapping[str, QParams]
+
+
+def is_quantized(model: ir.Model) -> bool:
+    """Whether the graph, as `read_model` gives it, holds quantizers."""
+    return any(node.op_type in _QUANTIZERS for node in model.graph)
+
+
+def split_quantizers(model: ir.Model) -> QuantizedGraph:
+    """The float graph, placement and scales of a graph with QuantizeLinear and DequantizeLinear, as a new model.
+
+    model: as `read_model` gives it. Placement.target is the one that the file names, else one with such grids.
+    ModelError, naming the tensor: for a graph without quantizers, for integers that anything but DequantizeLinear and
+    Clip reads, for a tensor that is rounded in two ways, and for grids that the simulation does not have.
+    """
+    if not is_quantized(model):
+        raise ModelError("the model holds no quantizers, it is a float model; quantize it first")
+    copy = model.clone()
+    weights, biases = read_constants(copy.graph)
+    activations = read_activations(copy.graph)
+    fold_moved_constants(copy.graph, weights)
+    merge_biases(copy.graph, activations)
+    for name, value in list(copy.graph.initializers.items()):
+        if not list(value.uses()):
+            copy.graph.initializers.pop(name)
+    placement, qparams = decide(copy, weights, biases, activations)
+    verify(copy)
+    return QuantizedGraph(copy, placement, qparams)
