@@ -184,7 +184,9 @@ def _check_installed(engine: str) -> None:
 
 
 def _describe(path: Source) -> str:
-    return str(path) if isinstance(path, (str, os.PathLike)) else "the model in memory"
+    if isinstance(path, ir.Model):
+        return path.metadata_props.get("fullquant.model_file", "the model in memory")
+    return "the model in memory" if isinstance(path, bytes) else str(path)
 
 
 def _graph(path: Source, model_filename: str | None, params_filename: str | None) -> ir.Model:

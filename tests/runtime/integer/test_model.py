@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -17,12 +17,12 @@ from fullquant.data.textlines import text_line
 from fullquant.errors import EngineError, ModelError
 from fullquant.evaluation.tensors import TensorComparison
 from fullquant.graph.edit import constant_value, set_initializer
-from fullquant.numerics.integer import fixed_point, requantize
+from fullquant.numerics.integer import common_fixed_point, fixed_point, requantize, weighted_sum
 from fullquant.numerics.qparams import QParams, QuantSpec
 from fullquant.readers import read_model
 from fullquant.runtime.integer import IntegerModel, IntegerTensor, linear
 from fullquant.runtime.integer.linear import EXACT_FLOAT32, parts
-from fullquant.runtime.kernels.requantize import requantize_rows
+from fullquant.runtime.kernels.requantize import requantize_product, requantize_rows, requantize_sum
 from tests.runtime.integer.models import Placed, operator, placed
 from tests.writers.qdq_models import GRAPHS, toy
 
@@ -154,6 +154,7 @@ def test_sums_that_are_no_integers_are_an_error(monkeypatch: pytest.MonkeyPatch)
 int32 = st.integers(-(2**31), 2**31 - 1)
 
 
+@settings(deadline=None)  # the first call compiles
 @given(st.lists(int32, min_size=3, max_size=3), st.lists(st.floats(1e-9, 100), min_size=3, max_size=3))
 def test_the_compiled_requantization_is_the_reference(values: list[int], factors: list[float]) -> None:
     sums = np.asarray([values, [-v for v in values]])
@@ -167,6 +168,36 @@ def test_the_compiled_requantization_is_the_reference(values: list[int], factors
     np.testing.assert_array_equal(out, np.clip(requantize(total, factor) + 3, -100, 120))
     assert broken == 0
     assert beyond == int(((total > 2**31 - 1) | (total < -(2**31))).sum())
+
+
+eight_bits = st.integers(-128, 127)
+factor_sizes = st.floats(1e-3, 30) | st.sampled_from([1.0, 0.5, 2 / 3, 4 / 3])
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(eight_bits, eight_bits), min_size=4, max_size=4), factor_sizes, factor_sizes, st.booleans())
+def test_the_compiled_sum_is_the_reference(pairs: list[tuple[int, int]], f: float, g: float, minus: bool) -> None:
+    a, b = np.asarray(pairs, np.int8).T
+    factors = (f, -g if minus else g)
+    multipliers, shift = common_fixed_point(factors)
+    exact = all(m == x * 2.0**shift for m, x in zip(multipliers, factors, strict=True))
+    out = np.zeros(4, np.int8)
+    terms = ((np.ascontiguousarray(a), 2), (np.ascontiguousarray(b), -3))
+    requantize_sum(terms, (multipliers[0], multipliers[1]), shift, exact, 5, -120, 100, out)
+    expected = weighted_sum([(a.astype(np.int64) - 2, factors[0]), (b.astype(np.int64) + 3, factors[1])])
+    np.testing.assert_array_equal(out, np.clip(expected + 5, -120, 100))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), factor_sizes, st.booleans())
+def test_the_compiled_product_is_the_reference(seed: int, size: float, whole: bool) -> None:
+    rng = np.random.default_rng(seed)
+    a = rng.integers(0, 256, (2, 3, 4)).astype(np.uint8)
+    b = rng.integers(0, 256, (2, 3 if whole else 1, 4)).astype(np.uint8)
+    factor, out = fixed_point(size / 256), np.zeros(a.shape, np.uint8)
+    requantize_product(a, 7, b, 130, int(factor.multiplier), int(factor.shift), factor.exact, 128, 0, 250, out)
+    expected = requantize((a.astype(np.int64) - 7) * (b.astype(np.int64) - 130), factor)
+    np.testing.assert_array_equal(out, np.clip(expected + 128, 0, 250))
 
 
 def test_the_compiled_requantization_counts() -> None:
