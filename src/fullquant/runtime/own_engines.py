@@ -41,10 +41,10 @@ def _gemmlowp(quantized: QuantizedGraph) -> IntegerModel:
 
 
 def float_remark(nodes: tuple[FloatNode, ...]) -> str:
-    """One line about what the integer reference computes in float, and why."""
+    """One line about the operators whose result, or whose arithmetic, is float in the integer reference, and why."""
     shown = "; ".join(f"{n.operator} {n.node!r} ({n.reason})" for n in nodes[:_SHOWN])
     more = f"; and {len(nodes) - _SHOWN} more" if len(nodes) > _SHOWN else ""
-    return f"integer: {len(nodes)} operators are computed in float: {shown}{more}"
+    return f"integer: {len(nodes)} operators work with floats: {shown}{more}"
 
 
 _OPENERS: Mapping[str, Callable[[QuantizedGraph], Simulator | IntegerModel]] = MappingProxyType(
