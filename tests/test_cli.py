@@ -124,6 +124,7 @@ def test_run_and_eval_as_users_start_them(tmp_path, config, monkeypatch, capsys)
     assert sorted(name for name in OUTPUTS if (out / name).is_file()) == sorted(OUTPUTS)
     for text in ("float", "simulated", "onnxruntime plain", "kept: ", "fully integer", str(out / "model_int8.onnx")):
         assert text in run.stdout
+    assert re.search(r"(PTQ|QAT)\s+integer\s+\d", run.stdout), "the integer reference has a row"
     found = start("eval.py", "--config_path", config, "--model_dir", out)
     assert found.returncode == 0, found.stderr
     assert LAST_LINE.fullmatch(found.stdout.splitlines()[-1])
@@ -210,6 +211,33 @@ def test_evaluate_json(quantized, config, model):
         assert row["error"] == ""
         assert row["images"] == 20
         assert row["agreement"] is not None
+
+
+def test_evaluate_in_our_own_engines(quantized, config):
+    flags = ("--engine", "simulated", "--engine", "integer", "--engine", "integer_gemmlowp", "--json")
+    results = [
+        fullquant("evaluate", path, "--config", config, *flags) for path in (quantized, quantized / "model_int8.onnx")
+    ]
+    assert [r.exit_code for r in results] == [0, 0], results[0].output
+    paddle, onnx = ([(row["top1"], row["optimised"]) for row in json.loads(r.stdout)] for r in results)
+    assert paddle == onnx
+    simulated, integer, lite = json.loads(results[0].stdout)
+    assert (simulated["engine"], integer["engine"], lite["engine"]) == ("simulated", "integer", "integer_gemmlowp")
+    assert integer["optimised"] is None
+    assert integer["same_as_simulated"] == 1
+    assert integer["latency_ms"] is None
+
+
+def test_all_engines_of_a_quantized_model_begin_with_our_own(quantized, config):
+    result = fullquant("evaluate", quantized, "--config", config, "--engine", "all", "--total-images", 4, "--json")
+    assert [row["engine"] for row in json.loads(result.stdout)][:3] == ["simulated", "integer", "onnxruntime"]
+
+
+def test_the_integer_engine_refuses_a_float_model(config, model, monkeypatch, capsys):
+    arguments = ("--config_path", config, "--model_dir", model, "--engine", "integer")
+    status, _, err = script(eval_script, monkeypatch, capsys, *arguments)
+    one_line_error(status, err, "engine 'integer' runs quantized models only", "is float; use engine 'onnxruntime'")
+    assert "the model in memory" not in err
 
 
 def test_evaluate_table_of_the_float_model(config, model):

@@ -22,7 +22,7 @@ from fullquant.evaluation.accuracy import Predict
 from fullquant.evaluation.compare import FLOAT, ComparisonRow, compare_engines
 from fullquant.readers import ModelFiles, find_model, read_model
 from fullquant.report.record import ResultRow
-from fullquant.runtime.sessions import Session, available_engines, bound_latency, open_session
+from fullquant.runtime.sessions import OWN_ENGINES, Session, available_engines, bound_latency, open_session
 
 log = logging.getLogger("fullquant")
 
@@ -57,7 +57,7 @@ class _Model:
         return [self.files.model] if params is None else [self.files.model, params]
 
     def session(self, engine: str, optimise: bool) -> Session:
-        if engine in ("onnxruntime", "openvino") and self.graph is not None:
+        if engine in ("onnxruntime", "openvino", *OWN_ENGINES) and self.graph is not None:
             return open_session(self.graph, engine, optimize=optimise)
         params = None if self.files.params is None or self.files.params.is_dir() else self.files.params.name
         if self.files.source_format == "onnx":
@@ -73,12 +73,14 @@ class _Plan:
     """One row to be: where it runs, and what went wrong already."""
 
     engine: str
-    optimise: bool
+    optimise: bool | None
     session: Session | None
     error: str = ""
 
     @property
     def name(self) -> str:
+        if self.optimise is None:
+            return self.engine
         return f"{self.engine} {'optimised' if self.optimise else 'plain'}"
 
 
@@ -98,9 +100,10 @@ def evaluate(
 
     model_dir, model_filename, params_filename: the model, in place of the configuration's; a Paddle program in either
         form or an ONNX file, float or int8.
-    engines: "onnxruntime", "paddle", "paddle_onednn", "openvino", "paddle_lite"; "all" stands for all that are
-        installed and take the format. Paddle programs run in ONNX Runtime and OpenVINO as the graph that the readers
-        make of them.
+    engines: "onnxruntime", "paddle", "paddle_onednn", "openvino", "paddle_lite"; of quantized models also "simulated",
+        "integer" and "integer_gemmlowp", see the user guide. "all" stands for all that are installed and take the
+        format, with "simulated" and "integer" in front of a quantized model's. Paddle programs run in ONNX Runtime and
+        OpenVINO as the graph that the readers make of them.
     optimize: the runtimes' graph optimisations; None chooses for each engine (ONNX Runtime: without and with them).
     total_images: only so many validation images, spread evenly over their list; the same ones each time.
     reference: another model (usually the float one) that agreement and mean_kl are measured against.
@@ -189,24 +192,31 @@ def _plans(model: _Model, engines: Sequence[str], optimize: bool | None) -> list
         chosen += _fitting(model) if engine == ALL else [engine]
     plans = []
     for engine in dict.fromkeys(chosen):
-        modes = _DEFAULT_MODES.get(engine, (False,)) if optimize is None else (optimize,)
+        modes = _modes(engine, optimize)
         plans += [_plan(model, engine, mode, refusals=len(engines) > 1 or ALL in engines) for mode in modes]
     if not plans:
         raise ConfigError("no engine was named")
     return plans
 
 
+def _modes(engine: str, optimize: bool | None) -> tuple[bool | None, ...]:
+    if engine in OWN_ENGINES:
+        return (None,)
+    return _DEFAULT_MODES.get(engine, (False,)) if optimize is None else (optimize,)
+
+
 def _fitting(model: _Model) -> list[str]:
     paddle = model.files.source_format != "onnx"
-    return [engine for engine in available_engines() if paddle or not engine.startswith("paddle")]
+    own = ["simulated", "integer"] if model.quantized else []
+    return own + [engine for engine in available_engines() if paddle or not engine.startswith("paddle")]
 
 
-def _plan(model: _Model, engine: str, optimise: bool, *, refusals: bool = False) -> _Plan:
+def _plan(model: _Model, engine: str, optimise: bool | None, *, refusals: bool = False) -> _Plan:
     """refusals: an engine that does not take the model becomes a row with its error, beside those that do."""
     try:
-        return _Plan(engine, optimise, model.session(engine, optimise))
+        return _Plan(engine, optimise, model.session(engine, bool(optimise)))
     except EngineError as error:
-        if not refusals or engine not in available_engines():
+        if not refusals or engine not in (*available_engines(), *OWN_ENGINES):
             raise
         return _Plan(engine, optimise, None, str(error))
 
@@ -234,8 +244,9 @@ def _row(model: _Model, plan: _Plan, row: ComparisonRow, shape: tuple[int, ...])
     return ResultRow(
         stage, plan.engine, plan.optimise,
         top1=_known(found.top1), top1_stderr=_known(found.top1_stderr), top5=_known(found.top5),
-        agreement=_known(found.agreement), mean_kl=_known(found.mean_kl), images=found.count,
-        latency_ms=_latency(plan.session, shape), **common,
+        agreement=_known(found.agreement), same_as_simulated=_known(row.same_as_simulated),
+        mean_kl=_known(found.mean_kl), images=found.count,
+        latency_ms=None if plan.optimise is None else _latency(plan.session, shape), **common,
     )  # fmt: skip
 
 

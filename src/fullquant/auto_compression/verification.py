@@ -17,8 +17,10 @@ from fullquant.auto_compression.exporting import ExportedFiles
 from fullquant.auto_compression.stages import QuantizedModel
 from fullquant.errors import EngineError
 from fullquant.evaluation.compare import ComparisonRow, compare_engines
+from fullquant.readers.quantized import QuantizedGraph
 from fullquant.report.record import ResultRow
 from fullquant.runtime.executor import GraphModule
+from fullquant.runtime.own_engines import integer_model
 from fullquant.runtime.sessions import Session, available_engines, bound_latency, open_session
 from fullquant.runtime.simulator import Simulator
 
@@ -43,10 +45,10 @@ def verify(
     shape: tuple[int, ...], probabilities: bool, with_float: bool, only: Collection[str] | None = None,
     progress: bool = True,
 ) -> list[ResultRow]:  # fmt: skip
-    """One row for the simulation and each engine; with_float adds the row of the float model in front.
+    """One row for the simulation, the integer reference and each engine; with_float adds that of the float model.
 
     loader yields (images, labels); labels of -1 are not counted for top-1. shape: (C, H, W) of one image, for latency.
-    only: the engines to run, all that are installed by default.
+    only: the engines to run, the integer reference and all that are installed by default.
     """
     student = quantized.student
     student.freeze()
@@ -54,6 +56,7 @@ def verify(
         engines = [
             _Engine("float", None, Simulator(teacher).predict),
             _Engine("simulated", None, Simulator(student).predict),
+            *([_Engine("integer", None, _integer(quantized))] if only is None or "integer" in only else []),
             *_exported(files, available_engines() if only is None else only),
         ]
         rows = compare_engines(
@@ -83,6 +86,15 @@ def _exported(files: ExportedFiles, wanted: Collection[str]) -> list[_Engine]:
             continue
         engines.append(_Engine(name, optimise, _predict(session), path, session))
     return engines
+
+
+def _integer(quantized: QuantizedModel) -> Predict:
+    """The integer reference of what was written; a bias beyond 32 bits becomes the row's error."""
+    try:
+        return integer_model(QuantizedGraph(quantized.model, quantized.placement, quantized.qparams)).predict
+    except EngineError as error:
+        log.warning("%s", error)
+        return _failing(error)
 
 
 def _predict(session: Session) -> Predict:

@@ -126,8 +126,8 @@ def evaluate(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="onnxruntime, paddle, paddle_onednn, openvino, paddle_lite, or all; may be repeated. "
-            "(default: onnxruntime)",
+            help="onnxruntime, paddle, paddle_onednn, openvino, paddle_lite; of int8 models also simulated, integer, "
+            "integer_gemmlowp; or all. May be repeated. (default: onnxruntime)",
             show_default=False,
         ),
     ] = None,

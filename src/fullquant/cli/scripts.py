@@ -93,7 +93,8 @@ def eval_script(default_config: Path) -> None:
             typer.Option("--params_filename", "--params-filename", help="Its parameter file; found where not given."),
         ] = None,
         engine: Annotated[
-            str, typer.Option(help="onnxruntime, paddle, paddle_onednn or openvino; Paddle files run in all.")
+            str,
+            typer.Option(help="onnxruntime, paddle, paddle_onednn, openvino; of int8 models also simulated, integer."),
         ] = "onnxruntime",
         optimize: Annotated[
             bool, typer.Option("--optimize/--no-optimize", help="With the graph optimisations of the engine.")

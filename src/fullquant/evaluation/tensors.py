@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,9 @@ class TensorDifference:
     @property
     def beyond_share(self) -> float:
         return self.beyond / self.elements if self.elements else 0.0
+
+
+Execution = Callable[[npt.NDArray[np.float32]], Mapping[str, Array]]
 
 
 class TensorComparison:
@@ -71,3 +74,16 @@ class TensorComparison:
     def worst(self) -> TensorDifference | None:
         """The tensor with the smallest share of equal elements."""
         return min(self.rows(), key=lambda row: row.equal_share, default=None)
+
+
+def compare_tensors(
+    expected: Execution, actual: Execution, grids: Mapping[str, QParams], batches: Iterable[npt.NDArray[np.float32]]
+) -> TensorComparison:
+    """Both executions, images [B, C, H, W] -> {tensor: real values}, on every batch.
+
+    Simulated against integer: compare_tensors(Simulator(student).tensors, integer.reals, integer.placed(), batches).
+    """
+    comparison = TensorComparison(grids)
+    for images in batches:
+        comparison.update(expected(images), actual(images))
+    return comparison

@@ -25,6 +25,9 @@ Array: TypeAlias = npt.NDArray[Any]
 Engine = Literal["onnxruntime", "paddle", "paddle_onednn", "openvino", "paddle_lite"]
 Source: TypeAlias = "str | os.PathLike[str] | ir.Model | bytes"
 
+#: Engines that are part of fullquant, for quantized files: the simulation, and the integer reference in two roundings.
+OWN_ENGINES = ("simulated", "integer", "integer_gemmlowp")
+
 # engine -> (module to import, package to install)
 _PACKAGES: Mapping[str, tuple[str, str]] = {
     "onnxruntime": ("onnxruntime", "onnxruntime"),
@@ -92,13 +95,19 @@ def open_session(
         the bytes of an ONNX file, and run a Paddle file as the ONNX graph that the readers make of it.
     engine: "onnxruntime", "openvino", "paddle" (Paddle Inference without oneDNN: every operator as written),
         "paddle_onednn" (its oneDNN kernels; with the int8 passes where the file holds quantizers) or "paddle_lite" (its
-        x86 interpreter in another Python, see runtime/paddle_lite/session.py; optimize: its int8 kernels).
+        x86 interpreter in another Python, see runtime/paddle_lite/session.py; optimize: its int8 kernels). Of quantized
+        files also "simulated" (fake-quantized in PyTorch), "integer" (numerics.integer) and "integer_gemmlowp" (the
+        same with gemmlowp's rounding); they have no optimisations, and PyTorch's threads.
     optimize: False runs the graph as it is written: no graph optimisation in ONNX Runtime, no IR passes in Paddle, no
         low-precision transformations in OpenVINO.
     threads: threads inside an operator; None leaves the runtime's own choice.
 
     Raises EngineError (runtime unknown, not installed, or refuses the model) and ModelError (no such model).
     """
+    if engine in OWN_ENGINES:
+        from fullquant.runtime.own_engines import open_own  # PyTorch takes seconds to import
+
+        return open_own(_graph(path, model_filename, params_filename), engine, _describe(path))
     _check_installed(engine)
     if engine in ("paddle", "paddle_onednn", _PADDLE_LITE):
         return _open_paddle(_paddle_files(path, engine, model_filename, params_filename), engine, optimize, threads)
@@ -145,14 +154,25 @@ def _check_installed(engine: str) -> None:
         find_python()
         return
     if engine not in _PACKAGES:
-        raise EngineError(f"unknown engine {engine!r}; it is one of {', '.join(get_args(Engine))}")
+        raise EngineError(f"unknown engine {engine!r}; it is one of {', '.join([*get_args(Engine), *OWN_ENGINES])}")
     module, package = _PACKAGES[engine]
     if importlib.util.find_spec(module) is None:
         raise EngineError(f"engine {engine!r} needs {package}, which is not installed; run: pip install {package}")
 
 
 def _describe(path: Source) -> str:
-    return str(path) if isinstance(path, (str, os.PathLike)) else "the model in memory"
+    if isinstance(path, ir.Model):
+        return path.metadata_props.get("fullquant.model_file", "the model in memory")
+    return "the model in memory" if isinstance(path, bytes) else str(path)
+
+
+def _graph(path: Source, model_filename: str | None, params_filename: str | None) -> ir.Model:
+    """The canonical graph of a file; a graph is taken as it is."""
+    if isinstance(path, ir.Model):
+        return path
+    if isinstance(path, bytes):
+        raise EngineError("our own engines open files and graphs; give the name of the file")
+    return read_model(Path(path), model_filename, params_filename)
 
 
 def _onnx_source(path: Source, model_filename: str | None, params_filename: str | None) -> str | bytes:

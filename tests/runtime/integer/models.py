@@ -10,13 +10,14 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from fullquant.evaluation.tensors import TensorComparison
+from fullquant.evaluation.tensors import TensorComparison, compare_tensors
 from fullquant.numerics.qparams import QParams
 from fullquant.passes import prepare
 from fullquant.placement.decision import Placement
 from fullquant.placement.place import PlacementOptions, place
 from fullquant.runtime.executor import GraphModule
 from fullquant.runtime.integer import IntegerModel
+from fullquant.runtime.simulator import Simulator
 from tests.graph.toy_models import parse
 from tests.writers.qdq_oracle import minmax
 
@@ -111,21 +112,16 @@ class Placed:
     def integer(self, **options: Any) -> IntegerModel:
         return IntegerModel(self.model, self.placement, self.qparams, **options)
 
-    def simulated(self) -> GraphModule:
+    def simulated(self) -> Simulator:
         module = GraphModule(self.model, placement=self.placement, qparams=self.qparams)
         module.freeze()
-        return module
+        return Simulator(module)
 
     def compare(self, integer: IntegerModel | None = None, images: np.ndarray | None = None) -> TensorComparison:
         """All tensors that both have, simulated against integer."""
         integer = self.integer() if integer is None else integer
         x = self.images if images is None else images
-        comparison = TensorComparison(integer.placed())
-        with torch.no_grad():
-            _, kept = self.simulated()(torch.from_numpy(x), keep=list(integer.placed()))
-        found = {name: t.real() for name, t in integer.tensors(x).items() if not isinstance(t, np.ndarray)}
-        comparison.update({name: tensor.numpy() for name, tensor in kept.items()}, found)
-        return comparison
+        return compare_tensors(self.simulated().tensors, integer.reals, integer.placed(), [x])
 
 
 def placed(model: ir.Model, target: str = "paddle_lite", *, images: np.ndarray | None = None, **options: Any) -> Placed:

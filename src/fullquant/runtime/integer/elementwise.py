@@ -9,9 +9,10 @@ import torch
 
 from fullquant.errors import EngineError
 from fullquant.numerics import affine
-from fullquant.numerics.integer import fixed_point, requantize, weighted_sum
+from fullquant.numerics.integer import common_fixed_point, fixed_point, requantize, weighted_sum
 from fullquant.numerics.qparams import FloatArray, QParams
 from fullquant.runtime.integer.tensors import Array, IntegerTensor, Job, Kernel, Operand, RefusalError, storage
+from fullquant.runtime.kernels.requantize import look_up, requantize_product, requantize_sum
 from fullquant.runtime.torch_ops import build_operation
 
 #: Operators whose output element depends on one element of each input.
@@ -27,6 +28,16 @@ def all_values(grid: QParams) -> FloatArray:
     return affine.dequantize(np.arange(grid.spec.qmin, grid.spec.qmax + 1), grid)
 
 
+def in_memory_order(q: Array) -> Array:
+    """A contiguous (N, H, W, C) view, or copy, of an image tensor (N, C, H, W); of others the same axes, contiguous."""
+    return np.ascontiguousarray(q.transpose(0, 2, 3, 1) if q.ndim == 4 else q)
+
+
+def in_axis_order(rows: Array) -> Array:
+    """The inverse of in_memory_order, as a view."""
+    return rows.transpose(0, 3, 1, 2) if rows.ndim == 4 else rows
+
+
 class Table:
     """A function of one integer: entry k is its value at qmin + k."""
 
@@ -36,10 +47,13 @@ class Table:
 
     def __call__(self, q: Array) -> Array:
         # int8 and uint8 both index a table of 256 entries by their bytes.
-        index = q.view(np.uint8)
+        rows = in_memory_order(q)
+        index = rows.view(np.uint8).reshape(-1)
         if self._known is not None and not self._known[index].all():
             raise EngineError(f"node {self._name!r}: the function is not a number for some of its inputs")
-        return np.asarray(self._entries[index])
+        found = np.empty(index.shape, self._entries.dtype)
+        look_up(self._entries, index, found)
+        return in_axis_order(found.reshape(rows.shape))
 
 
 def make_table(source: QParams, real: FloatArray, job: Job) -> Table:
@@ -85,8 +99,18 @@ def add(job: Job) -> Kernel:
     sign = -1.0 if job.node.op_type == "Sub" else 1.0
     first, second = job.operands
     factors = (first.scale / job.scale_out, sign * second.scale / job.scale_out)
+    (m_first, m_second), shift = common_fixed_point(factors)
+    exact = all(m == f * 2.0**shift for m, f in zip((m_first, m_second), factors, strict=True))
 
     def kernel(tensors: Sequence[IntegerTensor]) -> Array:
+        if job.rounding == "nearest_even" and len(tensors) == 2 and tensors[0].q.shape == tensors[1].q.shape:
+            rows = [in_memory_order(t.q) for t in tensors]
+            out = np.empty(rows[0].shape, storage(job.grid))
+            requantize_sum(
+                ((rows[0].reshape(-1), tensors[0].zero_point), (rows[1].reshape(-1), tensors[1].zero_point)),
+                (m_first, m_second), shift, exact, int(job.grid.zero_point), job.low, job.high, out.reshape(-1),
+            )  # fmt: skip
+            return in_axis_order(out)
         left = list(tensors)
         terms = [(_integers(o, left), factor) for o, factor in zip(job.operands, factors, strict=True)]
         return job.finish(weighted_sum(terms, job.rounding))
@@ -100,11 +124,31 @@ def multiply(job: Job) -> Kernel:
     factor = fixed_point(first.scale * second.scale / job.scale_out)
 
     def kernel(tensors: Sequence[IntegerTensor]) -> Array:
+        if job.rounding == "nearest_even" and len(tensors) == 2 and (pair := _image_and_factor(tensors)) is not None:
+            x, y = pair
+            rows, others = (in_memory_order(t.q) for t in pair)
+            out = np.empty(rows.shape, storage(job.grid))
+            images, channels = rows.shape[0], rows.shape[3]
+            requantize_product(
+                rows.reshape(images, -1, channels), x.zero_point, others.reshape(images, -1, channels), y.zero_point,
+                int(factor.multiplier), int(factor.shift), factor.exact, int(job.grid.zero_point), job.low, job.high,
+                out.reshape(images, -1, channels),
+            )  # fmt: skip
+            return in_axis_order(out)
         left = list(tensors)
         product = _integers(first, left) * _integers(second, left)
         return job.finish(requantize(product, factor, job.rounding))
 
     return kernel
+
+
+def _image_and_factor(tensors: Sequence[IntegerTensor]) -> tuple[IntegerTensor, IntegerTensor] | None:
+    """The two as (N, C, H, W) and the same, or (N, C, 1, 1), in this order; None for other shapes."""
+    first, second = tensors
+    for x, y in ((first, second), (second, first)):
+        if x.q.ndim == 4 and y.q.shape in (x.q.shape, (*x.q.shape[:2], 1, 1)):
+            return x, y
+    return None
 
 
 def extremum(job: Job) -> Kernel:

@@ -101,6 +101,10 @@ class IntegerModel:
             raise ModelError(f"no tensor {missing[0]!r} is computed; `fullquant inspect --tensors` lists them")
         return kept
 
+    def reals(self, images: FloatArray) -> dict[str, FloatArray]:
+        """The real numbers of all tensors that are held in integers."""
+        return {n: t.real() if isinstance(t, IntegerTensor) else t for n, t in self.tensors(images).items()}
+
     def _store(
         self, name: str, array: Array, integers: dict[str, IntegerTensor], floats: dict[str, Array]
     ) -> None:  # fmt: skip
