@@ -23,6 +23,7 @@ from fullquant.writers.paddle_emitter import Emitter
 from fullquant.writers.paddle_fake_quantize import FakeQuantizeEmitter
 from fullquant.writers.paddle_ops import write_node
 from fullquant.writers.paddle_quantization import Quantization
+from fullquant.writers.pir import pir_json
 
 
 def write_paddle(
@@ -32,21 +33,27 @@ def write_paddle(
     model_path: str | os.PathLike[str],
     params_path: str | os.PathLike[str],
     *,
+    json_path: str | os.PathLike[str] | None = None,
     onnx_format: bool = True,
 ) -> None:
     """Writes `model` as `model_path` (*.pdmodel) and `params_path` (*.pdiparams), both or neither.
+
+    json_path: where to write the same program in Paddle 3's form, which uses the same parameter file.
 
     placement: None writes the float model; else every placed tensor gets its Q/DQ, with the scales in `qparams`.
     onnx_format: False writes the older form, see `paddle_fake_quantize`.
     Raises ExportError: an operator, grid or missing scale that Paddle's format cannot hold, a file that cannot be
     written, or one that belongs to the model that was read.
     """
-    refuse_source_files(model.metadata_props.get("fullquant.source"), model_path, params_path)
+    paths = [model_path, params_path, *([] if json_path is None else [json_path])]
+    refuse_source_files(model.metadata_props.get("fullquant.source"), *paths)
     program = build_paddle(model, placement, qparams, onnx_format=onnx_format)
-    with atomic_files(model_path, params_path) as (model_file, params_file):
+    with atomic_files(*paths) as (model_file, params_file, *json_file):
         model_file.write_bytes(program.desc.SerializeToString(deterministic=True))
         with params_file.open("wb") as stream:
             write_combined(stream, program.parameters)
+        for file in json_file:
+            file.write_bytes(pir_json(program))
 
 
 def build_paddle(
