@@ -24,7 +24,7 @@ from fullquant.runtime.kernels.fused import (
     sum_backward,
     sum_forward,
 )
-from fullquant.runtime.kernels.rounding import compensated_rounding
+from fullquant.runtime.kernels.rounding import channel_products, compensated_rounding
 from fullquant.runtime.kernels.statistics import (
     add_to_histogram,
     channel_errors,
@@ -41,6 +41,7 @@ __all__ = [
     "add_to_histogram",
     "channel_errors",
     "channel_moments",
+    "channel_products",
     "channels_backward",
     "channels_forward",
     "compensated_rounding",
