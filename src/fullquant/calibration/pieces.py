@@ -19,7 +19,7 @@ _PIXELS = 8 * 224 * 224
 
 def piece_size(batch: FloatArray) -> int:
     """How many of the images [N, C, H, W] are a piece: at least one, and what 8 of 224x224 are in pixels."""
-    return max(1, _PIXELS // max(1, batch.shape[-1] * batch.shape[-2]))
+    return max(1, _PIXELS // max(1, int(batch.shape[-1]) * int(batch.shape[-2])))
 
 
 def pieces(batch: FloatArray) -> Iterator[FloatArray]:
