@@ -89,8 +89,8 @@ def test_cases_cover_the_table(paddle_programs: Path) -> None:
     constants = {"fill_constant", "full_int_array", "assign_value"}  # leave no node behind
     by_hand = {"pad2d", "mean", "full_with_tensor", "unstack", "expand_as_v2", "softplus", "shape64", "reciprocal"}
     # The older form of quantized files: tests/writers/test_paddle_fake_quantize.py.
-    by_hand |= {f"fake_{name}" for name in ("channel_wise_dequantize_max_abs", "quantize_moving_average_abs_max",
-                                            "dequantize_max_abs", "quantize_dequantize_moving_average_abs_max")}  # fmt: skip
+    older = ("quantize_moving_average_abs_max", "quantize_dequantize_moving_average_abs_max")
+    by_hand |= {f"fake_{name}" for name in (*older, "channel_wise_dequantize_max_abs", "dequantize_max_abs")}
     rows = {row.types[0] for row in (*LEGACY.values(), *PIR.values())}
     assert rows - used - constants - by_hand == set()
 
