@@ -148,15 +148,16 @@ def test_weighted_sum_rounds_once(given_terms: list[tuple[int, float]]) -> None:
     assert abs(lite - exact) <= Fraction(1, 2) + Fraction(largest) / 2**10
 
 
-mantissas = st.sampled_from(ACTIVATION_MANTISSAS)
-eight_bits = st.integers(-128, 127)
-
-
-@given(mantissas, mantissas, mantissas, st.integers(-3, 3), eight_bits, eight_bits)
-def test_sums_with_short_scales_are_exact(a: float, b: float, y: float, k: int, p: int, q: int) -> None:
-    exact = (p * Fraction(a) + q * Fraction(b) * Fraction(2) ** k) / Fraction(y)
-    result = weighted_sum([(one(p), a / y), (one(q), b / y * 2.0**k)])
-    assert int(result[0]) == even(exact)
+@pytest.mark.parametrize("y", ACTIVATION_MANTISSAS)
+@pytest.mark.parametrize("k", range(-4, 4))
+def test_sums_with_short_scales_are_exact(y: float, k: int) -> None:
+    """All pairs of small integers, so all kinds of half-way values: (4 p + q) / 6 for scales 1, 1/4 and 1.5."""
+    p, q = (grid.reshape(-1) for grid in np.meshgrid(np.arange(-15, 16), np.arange(-15, 16)))
+    for a in ACTIVATION_MANTISSAS:
+        for b in ACTIVATION_MANTISSAS:
+            first, second = Fraction(a) / Fraction(y), Fraction(b) * Fraction(2) ** k / Fraction(y)
+            expected = [even(int(m) * first + int(n) * second) for m, n in zip(p, q, strict=True)]
+            np.testing.assert_array_equal(weighted_sum([(p, a / y), (q, b / y * 2.0**k)]), expected)
 
 
 def test_common_fixed_point_keeps_the_ratio() -> None:

@@ -72,6 +72,8 @@ def assert_same_decisions(
         np.testing.assert_allclose(now.scale, then.scale, rtol=2e-7)
         assert now.spec.mantissas == () or np.array_equal(now.scale, then.scale)
         assert grid_of(now) == grid_of(then), decision
+        if before.shares is not None:
+            assert found.placement.scale_owner(decision.tensor) == placement.scale_owner(name), decision
         compared += 1
     return compared
 

@@ -41,7 +41,7 @@ OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "conv and relu": (_one("c = Conv(x, w, b) y = Relu(c)", "float[8,6,1,1] w, float[8] b"), {}),
     "conv and clip": (
         _one("c = Conv(x, w, b) y = Clip(c, low, high)", "float[8,6,1,1] w, float[8] b"),
-        {"low": np.float32(0), "high": np.float32(1.5)}),
+        {"low": np.float32(0), "high": np.float32(1.2)}),
     "gemm": ("g (float[N,20] x, float[20,7] w, float[7] b) => (float[N,7] y) { y = Gemm(x, w, b) }", {}),
     "gemm, transposed": (
         "g (float[N,20] x, float[7,20] w, float[7] b) => (float[N,7] y) { y = Gemm <transB = 1> (x, w, b) }", {}),

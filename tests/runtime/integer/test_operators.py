@@ -10,7 +10,9 @@ import pytest
 from fullquant.errors import AccumulatorOverflowError, EngineError
 from fullquant.graph.edit import set_initializer
 from fullquant.numerics import affine
+from fullquant.numerics.qparams import QParams
 from fullquant.placement.target import TARGETS
+from fullquant.runtime.integer import IntegerModel, IntegerTensor
 from fullquant.runtime.integer.plan import _BUILDERS
 from tests.graph.toy_models import parse
 from tests.runtime.integer.models import OPERATORS, Placed, X, operator, placed
@@ -88,11 +90,27 @@ def test_large_sums_are_exact(target: str) -> None:
     np.testing.assert_array_equal(integer.tensors(images)["y"].q.reshape(3, 2), expected)
 
 
-def test_a_large_group_is_added_in_float64() -> None:
-    text = "g (float[N,1024,3,3] x, float[2,512,3,3] w) => (float[N,2,1,1] y) { y = Conv <group = 2> (x, w) }"
-    one = placed(parse(text), images=np.random.default_rng(0).normal(size=(2, 1024, 3, 3)).astype(np.float32))
-    assert one.integer().float_nodes == ()
-    assert one.compare().rows()[-1].largest <= 1
+@pytest.mark.parametrize("group", [1, 2])
+def test_not_one_unit_of_a_large_sum_is_lost(group: int) -> None:
+    """4607 * 127 * 127 + 126 * 127 is odd; float32 has multiples of 8 there. The bias takes the sum back to about 0."""
+    text = f"g (float[N,{512 * group},3,3] x, float[2,512,3,3] w, float[2] b) => (float[N,2,1,1] y) {{"
+    weight = np.ones((2, 512, 3, 3), np.float32)
+    weight[:, 0, 0, 0] = 126 / 127
+    images = np.ones((1, 512 * group, 3, 3), np.float32)
+    model = parse(text + f" y = Conv <group = {group}> (x, w, b) }}", w=weight, b=np.zeros(2, np.float32))
+    one = placed(model, images=images, scale_grid="free")
+    step = (one.qparams["x"].scale * one.qparams["w"].scale).astype(np.float32)
+    total = 4607 * 127 * 127 + 126 * 127
+    bias = np.float32(-total * step)
+    set_initializer(one.model.graph.initializers["b"], bias)
+    units = QParams(one.qparams["y"].spec, step[0], np.int64(0))
+    integer = IntegerModel(one.model, one.placement, {**one.qparams, "y": units})
+    assert integer.float_nodes == ()
+    found = integer.tensors(images, keep=("y",))["y"]
+    assert isinstance(found, IntegerTensor)
+    rest = total + np.rint(bias / step.astype(np.float64))
+    assert np.all(np.abs(rest) <= 8)
+    np.testing.assert_array_equal(found.q.reshape(-1), rest)
 
 
 GEMM = "g (float[N,64] x, float[64,2] w, float[2] b) => (float[N,2] y) { y = Gemm(x, w, b) }"
