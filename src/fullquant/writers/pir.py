@@ -5,7 +5,10 @@ The parameter file is the same for both forms: tensors in ascending order of the
   `full` and `full_int_array` in front of it;
 - an elementwise_add along axis 1 of a vector becomes a reshape to [1, C, 1, 1] and an add;
 - lists of tensors are combined in front and split behind an operator;
-- outputs that only training reads do not exist.
+- outputs that only training reads do not exist;
+- a quantize_linear with its dequantize_linear is one fake_quantize_dequantize_moving_average_abs_max, and the
+  dequantize_linear of an int8 constant is a cast and a fake_channel_wise_dequantize_max_abs or fake_dequantize_max_abs:
+  the same formulas on the same parameters. PaddlePaddle 3.3.1 does not run the first two in this form (decision 0012).
 The rows are in `pir_rows`. tests/writers/test_pir.py compares whole programs with what
 `paddle.pir.translate_to_pir` makes of the legacy ones.
 """
@@ -15,8 +18,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from fullquant.errors import ExportError
 from fullquant.formats.framework_pb2 import OpDesc
@@ -53,6 +54,7 @@ class _Translation:
         self._types = {v.name: v.type.dense_tensor.tensor for v in program.desc.blocks[0].vars}
         self._parameters = program.parameters
         self._values: dict[str, int] = {}
+        self._quantized: dict[str, str] = {}  # output of a quantize_linear -> its input
         self._count = 0
 
     def parameter(self, name: str) -> None:
@@ -71,6 +73,9 @@ class _Translation:
         if op.type == "fetch":
             self._fetch(inputs["X"][0], _attributes(op)["col"].i)
             return
+        if op.type in ("quantize_linear", "dequantize_linear"):
+            self._quantizer(op.type, inputs, outputs["Y"][0], _attributes(op))
+            return
         row = ROWS.get(op.type)
         if row is None:
             raise ExportError(
@@ -79,8 +84,6 @@ class _Translation:
             )
         attributes = _attributes(op)
         operands = [self._operand(row, operand, inputs, attributes) for operand in row.operands]
-        if op.type == "dequantize_linear":
-            operands[0] = self._as_float(inputs["X"][0])
         if op.type == "elementwise_add" and attributes["axis"].i == 1:
             operands[1] = self._along_channels(inputs["X"][0], inputs["Y"][0])
         written = [(name, value) for name, value in row.fixed.items()]
@@ -145,19 +148,43 @@ class _Translation:
         self._add("1.reshape", operands, [result], [], constant=True)
         return int(result["%"])
 
-    def _as_float(self, name: str) -> int:
-        """An int8 constant as float32; any other variable itself.
+    # --- quantizers ----------------------------------------------------------------------------------------------
 
-        PaddlePaddle 3.3.1 takes the element type of dequantize_linear's result for that of its input: a matrix product
-        of it finds no kernel ("kernel output args (0) defs should equal op outputs (1)"), a convolution fails when it
-        runs. `paddle.pir.translate_to_pir` makes such programs.
-        """
-        array = self._parameters.get(name)
-        if array is None or array.dtype != np.int8:
-            return self._values[name]
-        result = self._result(None, _tensor("t_f32", array.shape))
-        self._add("1.cast", [self._values[name]], [result], [("dtype", _of("1.a_dtype", "float32"))])
-        return int(result["%"])
+    def _quantizer(
+        self, kind: str, inputs: Mapping[str, Sequence[str]], target: str, attributes: Mapping[str, OpDesc.Attr]
+    ) -> None:
+        """quantize_linear and dequantize_linear behind each other are one operator, behind a constant two."""
+        source, scale = inputs["X"][0], inputs["Scale"][0]
+        if kind == "quantize_linear":
+            self._quantized[target] = source
+        elif source in self._quantized:
+            self._rounding(self._quantized[source], scale, target, attributes["bit_length"].i)
+        else:
+            self._constant_weight(source, scale, target, attributes["quant_axis"].i)
+
+    def _rounding(self, source: str, scale: str, target: str, bits: int) -> None:
+        written = [
+            ("moving_rate", _of("0.a_f32", 0.9)), ("bit_length", _of("0.a_i32", bits)),
+            ("is_test", _of("0.a_bool", True)), ("round_type", _of("0.a_i32", 0)),
+        ]  # fmt: skip
+        results = [self._variable(target), self._result(None, self._type(scale)), self._absent(), self._absent()]
+        operands = [self._values[source], self._values[scale], 0, 0]
+        self._add("1.fake_quantize_dequantize_moving_average_abs_max_", operands, results, written)
+
+    def _constant_weight(self, source: str, scale: str, target: str, axis: int) -> None:
+        floats = self._result(None, _tensor("t_f32", self._parameters[source].shape))
+        self._add("1.cast", [self._values[source]], [floats], [("dtype", _of("1.a_dtype", "float32"))])
+        if axis < 0:
+            limit = ("max_range", _of("0.a_f32", 127.0))
+            operands = [int(floats["%"]), self._values[scale]]
+            self._add("1.fake_dequantize_max_abs", operands, [self._variable(target)], [limit])
+            return
+        written = [
+            ("quant_bits", _array("i32", [8])), ("quant_axis", _of("0.a_i32", axis)),
+            ("x_num_col_dims", _of("0.a_i32", 1)),
+        ]  # fmt: skip
+        operands = [int(floats["%"]), self._combine([scale])]
+        self._add("1.fake_channel_wise_dequantize_max_abs", operands, [self._variable(target)], written)
 
     # --- operations ----------------------------------------------------------------------------------------------
 

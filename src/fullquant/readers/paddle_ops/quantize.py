@@ -101,14 +101,26 @@ def _fake_integers(c: OpContext) -> tuple[ir.Value, ir.Value, ir.Value]:
 
 
 def fake_dequantize(c: OpContext) -> ir.Value:
-    """X * Scale / max_range: the product of integers and a weight with one scale."""
+    """X * Scale / max_range: of an int8 constant, or of the product of integers and a weight with one scale."""
     scale = np.asarray(c.required_constant("Scale"), dtype=np.float32).reshape(())
-    return c.node("Mul", c.input("X"), c.tensor(scale / np.float32(c.number("max_range", 1.0))))
+    step = scale / np.float32(c.number("max_range", 1.0))
+    integers = _int8_behind_cast(c)
+    if integers is not None:
+        return c.node("DequantizeLinear", integers, c.tensor(step), c.tensor(np.zeros((), dtype=np.int8)))
+    return c.node("Mul", c.input("X"), c.tensor(step))
 
 
 def fake_channel_wise_dequantize(c: OpContext) -> ir.Value:
-    """X * s_w[c] * s_x / 127^2: the product of integers and a weight with a scale per output channel, axis 1 of X."""
+    """X * s_w[c] * s_x / 127^2: the product of integers and a weight with a scale per output channel, axis 1 of X.
+
+    With s_w alone: an int8 constant, with a scale per index of quant_axis.
+    """
     scales, bits = c.constants("Scales"), c.integers("quant_bits")
+    integers = _int8_behind_cast(c)
+    if len(scales) == 1 and bits == [8] and integers is not None:
+        step = scale_from_paddle(np.asarray(scales[0], dtype=np.float32).ravel())
+        axis = c.axis(c.integer("quant_axis", 0), c.rank(integers))
+        return c.node("DequantizeLinear", integers, c.tensor(step), c.tensor(np.zeros(step.shape, np.int8)), axis=axis)
     if len(scales) != 2 or bits != [8, 8] or c.integer("x_num_col_dims", 1) != 1:
         raise c.unsupported(
             f"{len(scales)} scales and quant_bits {bits}: only one scale of the weights and one of the activation, "
@@ -119,6 +131,14 @@ def fake_channel_wise_dequantize(c: OpContext) -> ir.Value:
     rank = c.rank(c.input("X"))
     factor = (channels * activation[0] / np.float32(127 * 127)).reshape(-1, *[1] * (rank - 2))
     return c.node("Mul", c.input("X"), c.tensor(factor))
+
+
+def _int8_behind_cast(c: OpContext) -> ir.Value | None:
+    """The int8 constant that X is the cast of, None where it is something else."""
+    producer = c.input("X").producer()
+    source = None if producer is None or producer.op_type != "Cast" else producer.inputs[0]
+    constant = source is not None and source.const_value is not None and source.dtype == ir.DataType.INT8
+    return source if constant else None
 
 
 def _as_int8(c: OpContext, stored: npt.NDArray[np.generic]) -> npt.NDArray[np.int8]:
