@@ -32,8 +32,8 @@ SHARED_LEAVES = frozenset({"fullquant.placement.decision"})
 HEAVY = {
     "torch": ("runtime/", "training/", "calibration/", "distributed/"),
     "paddle": ("runtime/paddle_session.py",),
-    "openvino": ("runtime/sessions.py",),
-    "onnxruntime": ("runtime/sessions.py",),
+    "openvino": ("runtime/openvino_session.py",),
+    "onnxruntime": ("runtime/onnxruntime_session.py",),
     "numba": ("runtime/kernels/",),
     "matplotlib": (),
     "rapidocr_paddle": (),

@@ -23,6 +23,7 @@ from fullquant.auto_compression import stages
 from fullquant.auto_compression.calibrate import calibrated
 from fullquant.calibration.calibrator import observed_tensors
 from fullquant.config import Config, load_config
+from fullquant.data import Augment, ImageLoader, Preprocess, find_images
 from fullquant.distributed import World, joined
 from fullquant.passes import prepare
 from fullquant.placement.place import place
@@ -53,13 +54,34 @@ CONFIG = {
 class _GatedData:
     """In the place of TrainingData: batches as the coordinator asks for them."""
 
-    def __init__(self, gate: Gate, batches: list[np.ndarray], facts: dict[str, Any]) -> None:
+    def __init__(self, gate: Gate, batches: Any, facts: dict[str, Any]) -> None:
         self.gate, self.arrays, self.facts = gate, batches, facts
 
     def batches(self, epoch: int, start: int) -> Iterator[np.ndarray]:
         yield from self.gate.batches(self.arrays, **self.facts)
         sys.stderr.flush()
         os._exit(0)  # there is nothing to save, and of several processes none waits for the others
+
+
+class _FromFiles:
+    """In the place of a list of batches: the next one of a loader, whichever is asked for; the waiting counts."""
+
+    def __init__(self, folder: str, batch: int, size: tuple[int, int], workers: int) -> None:
+        self._loader = ImageLoader(
+            find_images(folder, "train"), Preprocess(size), batch, augment=Augment(), shuffle=True, drop_last=True,
+            workers=workers,
+        )  # fmt: skip
+        self._batches: Iterator[Any] = iter(())
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, _index: int) -> np.ndarray:
+        found = next(self._batches, None)
+        if found is None:
+            self._batches = iter(self._loader)
+            found = next(self._batches)
+        return found[0]
 
 
 class _NoValidation:
@@ -143,7 +165,8 @@ def measure(given: argparse.Namespace, gate: Gate, world: World, device: str | N
     perturb(student.weights.values())
     facts["fake_quantizers"] = len(student.fake_quantizers())
     plan = stages.TrainingPlan(_ENDLESS, None, 1.0, None, "", progress=False, world=world)
-    data: Any = _GatedData(gate, arrays, facts)
+    from_files = given.images and _FromFiles(given.images, given.batch, tuple(given.size), given.workers)
+    data: Any = _GatedData(gate, from_files or arrays, facts)
     validation: Any = _NoValidation()
     stages.train(model, teacher, student, data, validation, config, plan)
 
@@ -154,6 +177,8 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--size", type=int, nargs=2, required=True, metavar=("H", "W"))
+    parser.add_argument("--images", metavar="DIR", help="JPEGs with a train_list.txt: batches come from ImageLoader")
+    parser.add_argument("--workers", type=int, default=1, help="processes of that loader (%(default)s)")
     given = parser.parse_args()
     gate = Gate()
     with joined("cpu") as (world, device):

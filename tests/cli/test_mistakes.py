@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -184,3 +186,14 @@ def test_several_models_in_a_folder(tmp_path, model, config, monkeypatch, capsys
         shutil.copy(model, tmp_path / name)
     status, _, err = script(eval_script, monkeypatch, capsys, "--config_path", config, "--model_dir", tmp_path)
     one_line_error(status, err, "2 models match (a.onnx, b.onnx)", "model_filename")
+
+
+@pytest.mark.parametrize(("variables", "speaks"), [({}, True), ({"RANK": "0"}, True), ({"RANK": "1"}, False),
+                                                   ({"PADDLE_TRAINER_ID": "3"}, False)])  # fmt: skip
+def test_of_several_processes_the_first_says_what_is_wrong_with_the_command_line(variables, speaks):
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "PADDLE_TRAINER_ID")} | variables
+    command = [sys.executable, str(Path(__file__).parents[2] / "run.py"), "--confg_path", "x"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ("--confg_path" in ended.stderr) == speaks
+    assert speaks or not ended.stderr

@@ -93,6 +93,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("tensorrt", {"runtime": "tensorrt"}),
     ("onnxruntime", {}),
     ("onnxruntime", {"activation_type": "int8", "weight_type": "uint8"}),
+    ("openvino", {"runtime": "openvino"}),
 ]
 # Every option in the two usual forms, every form with two options.
 CASES = [(t, form, o) for t, form in (FORMS[0], FORMS[4]) for o in OPTIONS]

@@ -23,7 +23,7 @@ def test_gradients_equal_torch(stride: int, padding: tuple[int, int], size: tupl
         shift = None if b is None else b.clone().requires_grad_()
         if ours:
             assert takes(leaves[0], leaves[1], (stride, stride), (1, 1), 67)
-            y = depthwise5(leaves[0], leaves[1], shift, stride, padding)
+            y = depthwise5(leaves[0], leaves[1], shift, stride, padding, padding, [0] * 4)
         else:
             y = F.conv2d(leaves[0], leaves[1], shift, stride, padding, 1, 67)
         (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()

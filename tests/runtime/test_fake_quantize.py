@@ -18,6 +18,7 @@ from fullquant.runtime.fake_quantize import (
     FakeQuantize,
     fake_quantize_channels,
     fake_quantize_tensor,
+    like,
     reference_fake_quantize,
 )
 
@@ -135,3 +136,16 @@ def test_value_range_and_histogram() -> None:
         kernels.add_to_histogram(x, counts, 3.0)
     x[77] = np.nan
     assert all(math.isnan(end) for end in kernels.value_range(x))
+
+
+def test_a_weight_gradient_of_another_stride_but_the_same_order_is_not_copied() -> None:
+    weight = torch.randn(6, 4, 1, 1)
+    gradient = torch.as_strided(torch.randn(24), (6, 4, 1, 1), (4, 1, 4, 4))
+    assert like(gradient, weight).data_ptr() == gradient.data_ptr()
+    assert torch.equal(like(gradient, weight), gradient.reshape(-1))
+    image = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(like(torch.ones_like(image).cumsum(2).contiguous(), image), _flat_in_memory(image))
+
+
+def _flat_in_memory(image: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(image).cumsum(2).permute(0, 2, 3, 1).reshape(-1)

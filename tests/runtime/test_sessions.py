@@ -171,6 +171,7 @@ def test_unknown_engine() -> None:
 @pytest.mark.parametrize(("engine", "package"), [("paddle", "paddlepaddle"), ("openvino", "openvino")])
 def test_a_missing_runtime_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, engine: str, package: str) -> None:
     monkeypatch.setattr(sessions.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setenv("FULLQUANT_PADDLE_LITE_OPT", "/no/such/program")
     assert available_engines() == ()
     with pytest.raises(EngineError, match=f"run: pip install {package}$"):
         open_session("m.pdmodel", engine)

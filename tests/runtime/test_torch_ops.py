@@ -6,11 +6,13 @@ import math
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
 from fullquant.errors import UnsupportedOperatorError
 from fullquant.runtime.executor import GraphModule
+from fullquant.runtime.torch_ops import build_operation
 from tests.graphs import graph, run_onnxruntime, small_classifier
 
 RNG = np.random.default_rng(7)
@@ -129,3 +131,14 @@ def test_keep_and_tap_name_the_tensors_of_the_graph() -> None:
     assert kept["se"].shape == (2, 8, 8, 8)
     assert float(kept["logits"].abs().max()) == 0.0
     assert math.isclose(float(output[0, 0]), 0.2, rel_tol=1e-6)
+
+
+def test_global_average_pool_has_the_gradient_of_the_mean_without_writing_it_out() -> None:
+    node = ir.node("GlobalAveragePool", [ir.Value(name="x")])
+    x = torch.randn(2, 5, 4, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(2, 5, 1, 1)
+    pooled = build_operation(node)(x)
+    (ours,) = torch.autograd.grad((pooled * weight).sum(), x)
+    (theirs,) = torch.autograd.grad((x.mean((2, 3), keepdim=True) * weight).sum(), x)
+    torch.testing.assert_close(ours, theirs)
+    assert ours.stride()[2:] == (0, 0)

@@ -99,11 +99,20 @@ def test_training_brings_the_student_nearer_to_the_teacher() -> None:
 def test_scales_are_learned_and_can_be_held() -> None:
     teacher, student = _pair()
     start = [p.detach().clone() for p in scale_parameters(student)]
-    _trainer(teacher, student, steps=8).run()
+    _trainer(teacher, student).run()
     assert any(not torch.equal(a, b) for a, b in zip(start, scale_parameters(student), strict=True))
     teacher, student = _pair()
     _trainer(teacher, student, steps=8, settings={"learn_scales": False}).run()
     assert all(torch.equal(a, b) for a, b in zip(start, scale_parameters(student), strict=True))
+
+
+def test_the_scale_of_the_images_stays_as_it_was_calibrated() -> None:
+    teacher, student = _pair()
+    quantizer = student.quantizer(student.input_name)
+    assert quantizer is not None
+    before = quantizer.log_scale.detach().clone()
+    _trainer(teacher, student, steps=8).run()
+    assert torch.equal(quantizer.log_scale, before)
 
 
 def test_the_rate_of_the_scales_is_as_given_or_follows_that_of_the_weights() -> None:
@@ -114,10 +123,10 @@ def test_the_rate_of_the_scales_is_as_given_or_follows_that_of_the_weights() -> 
     for rate in (1e-3, 3e-2):
         teacher, student = _pair()
         start = [p.detach().clone() for p in scale_parameters(student)]
-        _trainer(teacher, student, steps=8, settings={"scale_rate": rate}).run()
+        _trainer(teacher, student, steps=32, settings={"scale_rate": rate}).run()
         trained = scale_parameters(student)
         moved.append(max(float((a - b).detach().abs().max()) for a, b in zip(start, trained, strict=True)))
-    assert moved[0] <= 8e-3 < moved[1]
+    assert moved[0] <= 32e-3 < moved[1]
 
 
 def test_pact_decay_shrinks_the_clips() -> None:

@@ -136,10 +136,6 @@ class AutoCompression:
                 "target_speedup chooses a pruning ratio in PaddleSlim; fullquant does not prune: leave it out"
             )
         self.config = config if isinstance(config, Config) else load_config(config)
-        if not self.config.quantization.onnx_format:
-            raise ConfigError(
-                "onnx_format: false (Paddle Lite before 2.13) is not written yet; leave it out or set true"
-            )
         self.files = find_model(Path(model_dir), model_filename, params_filename)
         self.model_dir, self.save_dir = Path(model_dir), Path(save_dir)
         check_save_dir(self.save_dir, self.model_dir)
@@ -276,7 +272,7 @@ class AutoCompression:
             pool_skipped(loader, world)
 
         def write() -> CompressionResult:
-            files = export(final, self.save_dir, self._names)
+            files = export(final, self.save_dir, self._names, onnx_format=self._onnx_format)
             log.info("written: %s", ", ".join(str(p) for p in files.paths()))
             with clock.stage("verify"):
                 images = self._verification_loader(validation, calibration)
@@ -301,6 +297,10 @@ class AutoCompression:
                     f"the train_dataloader deals its images out to {dealt[1]} process(es), and there are "
                     f"{self._world.size}: give ImageLoader rank and world"
                 )
+
+    @property
+    def _onnx_format(self) -> bool:
+        return self.config.quantization.onnx_format
 
     def _corrects(self) -> bool:
         settings = self.config.quantization
@@ -377,9 +377,8 @@ class AutoCompression:
         rows: list[ResultRow] = []
         if kept == "QAT":
             with tempfile.TemporaryDirectory(prefix="fullquant-ptq-") as folder:
-                rows += verify(
-                    teacher, ptq, export(ptq, Path(folder), self._names), loader, stage="PTQ", with_float=True, **common
-                )
+                files_ptq = export(ptq, Path(folder), self._names, onnx_format=self._onnx_format)
+                rows += verify(teacher, ptq, files_ptq, loader, stage="PTQ", with_float=True, **common)
         rows += verify(teacher, final, files, loader, stage=kept, with_float=not rows, **common)
         latency = float_latency(self.model, shape)
         size = sum(p.stat().st_size for p in self._inputs())

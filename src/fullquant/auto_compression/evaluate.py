@@ -30,6 +30,7 @@ _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 # How an engine is run where nobody says: ONNX Runtime as the file means it and as the processor computes it.
 _DEFAULT_MODES: Mapping[str, tuple[bool, ...]] = {
     "onnxruntime": (False, True), "paddle": (False,), "paddle_onednn": (True,), "openvino": (True,),
+    "paddle_lite": (False, True),
 }  # fmt: skip
 ALL = "all"
 
@@ -99,10 +100,10 @@ def evaluate(
 
     model_dir, model_filename, params_filename: the model, in place of the configuration's; a Paddle program in either
         form or an ONNX file, float or int8.
-    engines: "onnxruntime", "paddle", "paddle_onednn", "openvino"; of quantized models also "simulated", "integer" and
-        "integer_gemmlowp", see the user guide. "all" stands for all that are installed and take the format, with
-        "simulated" and "integer" in front of a quantized model's. Paddle programs run in ONNX Runtime and OpenVINO as
-        the graph that the readers make of them.
+    engines: "onnxruntime", "paddle", "paddle_onednn", "openvino", "paddle_lite"; of quantized models also "simulated",
+        "integer" and "integer_gemmlowp", see the user guide. "all" stands for all that are installed and take the
+        format, with "simulated" and "integer" in front of a quantized model's. Paddle programs run in ONNX Runtime and
+        OpenVINO as the graph that the readers make of them.
     optimize: the runtimes' graph optimisations; None chooses for each engine (ONNX Runtime: without and with them).
     total_images: only so many validation images, spread evenly over their list; the same ones each time.
     reference: another model (usually the float one) that agreement and mean_kl are measured against.
@@ -250,8 +251,8 @@ def _row(model: _Model, plan: _Plan, row: ComparisonRow, shape: tuple[int, ...])
 
 
 def _latency(session: Session | None, shape: tuple[int, ...]) -> float | None:
-    """Median milliseconds of one image (C, H, W) at batch 1."""
-    if session is None:
+    """Median milliseconds of one image (C, H, W) at batch 1; None for an interpreter that is no one's deployment."""
+    if session is None or session.engine == "paddle_lite":
         return None
     image = np.random.default_rng(0).normal(0, 1, (1, *shape)).astype(np.float32)
     return bound_latency(session, {session.input_names[0]: image})[0]

@@ -32,11 +32,15 @@ class TensorShape:
 
 @dataclass(frozen=True)
 class OperatorCount:
-    """How many nodes of one operator there are, and how many of them give int8 on the target."""
+    """How many nodes of one operator there are, and how many of them give int8 on the target.
+
+    kernel: what the target computes the operator in, "int8" or "float"; "" where nothing is placed or it has no rule.
+    """
 
     operator: str
     nodes: int
     int8: int
+    kernel: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def inspect_model(
 
     image_size: (height, width), for models where they are free. Raises ModelError and ConfigError (unknown target).
     """
-    find_target(target)
+    table = find_target(target)
     source = _read(path, image_size)
     quantized = any(node.op_type in _QUANTIZERS for node in source.graph)
     graph = source if quantized else prepare(source)
@@ -100,7 +104,10 @@ def inspect_model(
         quantized=quantized,
         inputs=tuple(_shape(value) for value in graph.graph.inputs),
         outputs=tuple(_shape(value) for value in graph.graph.outputs),
-        operators=tuple(OperatorCount(name, count, int8[name]) for name, count in counts.most_common()),
+        operators=tuple(
+            OperatorCount(name, count, int8[name], "" if placement is None else table.kernel(name) or "")
+            for name, count in counts.most_common()
+        ),
         parameters=_parameters(graph),
         multiply_adds=_multiply_adds(graph),
         target=target,

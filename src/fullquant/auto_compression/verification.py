@@ -69,17 +69,17 @@ def verify(
 
 
 def _exported(files: ExportedFiles, wanted: Collection[str]) -> list[_Engine]:
-    plans: list[tuple[str, bool, Path | None]] = [
-        ("onnxruntime", False, files.onnx), ("onnxruntime", True, files.onnx),
-        ("paddle", False, files.paddle_model), ("paddle_onednn", True, files.paddle_model),
-        ("openvino", True, files.onnx),
+    plans: list[tuple[str, str, bool, Path | None]] = [
+        ("onnxruntime", "onnxruntime", False, files.onnx), ("onnxruntime", "onnxruntime", True, files.onnx),
+        ("paddle", "paddle", False, files.paddle_model), ("paddle_onednn", "paddle_onednn", True, files.paddle_model),
+        ("paddle_json", "paddle", True, files.paddle_json), ("openvino", "openvino", True, files.onnx),
     ]  # fmt: skip
     engines: list[_Engine] = []
-    for name, optimise, path in plans:
-        if name not in wanted or path is None:
+    for name, engine, optimise, path in plans:
+        if engine not in wanted or path is None:
             continue
         try:
-            session = open_session(path, name, optimize=optimise)
+            session = open_session(path, engine, optimize=optimise)
         except EngineError as error:
             log.warning("%s", error)
             engines.append(_Engine(name, optimise, _failing(error), path))
@@ -132,7 +132,7 @@ def _result(stage: str, engine: _Engine, row: ComparisonRow, shape: tuple[int, .
 
 def _files_of(path: Path) -> list[Path]:
     """A Paddle program counts with its parameters."""
-    return [path, path.with_suffix(".pdiparams")] if path.suffix == ".pdmodel" else [path]
+    return [path, path.with_suffix(".pdiparams")] if path.suffix in (".pdmodel", ".json") else [path]
 
 
 def _known(value: float) -> float | None:

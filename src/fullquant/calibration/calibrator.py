@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ import onnx_ir as ir
 import torch
 
 from fullquant.calibration.observers import Observer
+from fullquant.calibration.pieces import pieces
 from fullquant.distributed import ALONE, World
 from fullquant.errors import DataError
 from fullquant.numerics.qparams import FloatArray, QParams, QuantSpec, symmetric
@@ -37,28 +39,40 @@ def observe_activations(
     batches: Iterable[npt.NDArray[np.float32]],
     make_observer: Callable[[], _AnyObserver],
     world: World = ALONE,
+    on_outputs: Callable[[FloatArray], None] | None = None,
 ) -> dict[str, _AnyObserver]:
     """An observer for each activation that owns a scale, filled in one pass over the batches.
 
     module: the float graph. batches: images [N, C, H, W]; with several processes the `own` share of this one, and the
-    observers are merged at the end. DataError when there is no batch at all.
+    observers are merged at the end. on_outputs: gets the outputs of each batch, [N, ...], which the pass yields
+    anyway. DataError when there is no batch at all.
     """
     owners = observed_tensors(model, placement)
     observers = {owner: make_observer() for owner in dict.fromkeys(owners.values())}
     device = next(iter(module.parameters())).device
     bounds = telling_ranges(model, placement)
 
+    members = Counter(owners.values())
+    left: Counter[str] = Counter()  # how often an owner's observer is still fed by this batch
+
     def tap(name: str, tensor: torch.Tensor) -> None:
         owner = owners.get(name)
         if owner is not None:
             if name in bounds:
                 tensor = torch.clamp(tensor, *bounds[name])
-            observers[owner].update(dense_view(tensor.float())[1].cpu().numpy())
+            left[owner] -= 1
+            observers[owner].update(dense_view(tensor.float())[1].cpu().numpy(), left[owner] > 0)
 
     count = 0
     with torch.inference_mode():
         for batch in batches:
-            module(torch.from_numpy(batch).to(device), tap=tap)
+            parts = list(pieces(batch))
+            left.update({owner: len(parts) * tensors for owner, tensors in members.items()})
+            outputs = [
+                module(torch.from_numpy(part).to(device), tap=tap, tapped=owners).cpu().numpy() for part in parts
+            ]
+            if on_outputs is not None:
+                on_outputs(np.concatenate(outputs))
             count += 1
     if int(world.sum(count)) == 0:
         raise DataError("calibration got no images; check the data set and QuantAware.calibration_images")

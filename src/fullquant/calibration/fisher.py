@@ -12,7 +12,8 @@ Measured on EfficientNet-Lite0, KL divergence of each tensor rounded alone, summ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ import torch
 
 from fullquant.calibration.calibrator import observed_tensors, telling_ranges
 from fullquant.calibration.observers import EveryObserver, qparams_of_range
+from fullquant.calibration.pieces import pieces
 from fullquant.numerics.qparams import QParams
 from fullquant.placement.decision import Placement
 from fullquant.runtime import kernels
@@ -31,8 +33,6 @@ Tensor = torch.Tensor
 
 # Shares of the observed range that are tried, 9% apart: from a third more, against rounding up that clips, to a sixth.
 _SHARES = np.geomspace(1.35, 1 / 6, 25)
-# Images of a batch: the activations and gradients of so many are in memory.
-_BATCH = 16
 _SMALLEST = 1e-12
 
 
@@ -56,12 +56,13 @@ def fisher_qparams(
     bounds = telling_ranges(model, placement)
     costs = {owner: np.zeros(len(candidates)) for owner, candidates in options.items()}
     random = torch.Generator().manual_seed(seed)
-    for batch in _pieces(batches):
-        seen = _gradients(module, batch, set(owners), random, probabilities=probabilities)
-        for name, (x, g) in seen.items():
-            if name in bounds:
-                x = torch.clamp(x, *bounds[name])
-            costs[owners[name]] += _costs(x, g, options[owners[name]])
+    with _without_weight_gradients(module):
+        for batch in (piece for whole in batches for piece in pieces(whole)):
+            seen = _gradients(module, batch, set(owners), random, probabilities=probabilities)
+            for name, (x, g) in seen.items():
+                if name in bounds:
+                    x = torch.clamp(x, *bounds[name])
+                costs[owners[name]] += _costs(x, g, options[owners[name]])
     return {owner: candidates[int(np.argmin(costs[owner]))] for owner, candidates in options.items()}
 
 
@@ -94,11 +95,17 @@ def _options(observer: EveryObserver, placement: Placement, owner: str) -> list[
     return list(found.values())
 
 
-def _pieces(batches: Iterable[npt.NDArray[np.float32]]) -> Iterable[npt.NDArray[np.float32]]:
-    """At most _BATCH images at a time."""
-    for batch in batches:
-        for start in range(0, len(batch), _BATCH):
-            yield batch[start : start + _BATCH]
+@contextmanager
+def _without_weight_gradients(module: GraphModule) -> Iterator[None]:
+    """Nobody asks for the gradients of the weights, but what requires one is computed by kernels of our own."""
+    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_()
 
 
 def _gradients(
@@ -119,11 +126,22 @@ def _gradients(
     device = next(module.parameters()).device
     images = torch.from_numpy(batch).to(device).requires_grad_()
     with torch.enable_grad():
-        output = module(images, tap=tap).flatten(1)
+        output = module(images, tap=tap, tapped=names).flatten(1)
         log = torch.log(output.clamp_min(_SMALLEST)) if probabilities else torch.log_softmax(output, 1)
-        drawn = torch.multinomial(log.detach().exp().cpu(), 1, generator=random).to(device)
-        found = torch.autograd.grad(log.gather(1, drawn).sum(), list(kept.values()), allow_unused=True)
+        direction = _directions(log.detach().exp().cpu(), random).to(device)
+        found = torch.autograd.grad((direction * log).sum(), list(kept.values()), allow_unused=True)
     return {name: (tensor.detach(), g) for (name, tensor), g in zip(kept.items(), found, strict=True) if g is not None}
+
+
+def _directions(p: Tensor, random: torch.Generator) -> Tensor:
+    """Random vectors u [N, classes] with E[u u'] = diag(p) - p p', the second derivative of KL by log-probabilities.
+
+    e_y - p with y drawn from p has the same covariance, but where the model is sure it is nearly zero most of the time
+    and large otherwise; with random signs of all classes at once a few images tell as much as many.
+    """
+    root = p.sqrt()
+    signs = torch.randint(0, 2, p.shape, generator=random) * 2.0 - 1.0
+    return root * signs - p * (root * signs).sum(dim=1, keepdim=True)
 
 
 def _costs(x: Tensor, g: Tensor, options: list[QParams]) -> npt.NDArray[np.float64]:

@@ -24,8 +24,8 @@ _SMALLEST_RANGE = 1e-5
 # The reach of a histogram is rounded up to a power of two, which may double it.
 _BINS = 8192
 _LARGEST_VALUE = 2.0**126
-# Of a batch with more than 2**20 values about 2**18 are counted; all are looked at for the range.
-_ALL_COUNTED, _COUNTED = 1 << 20, 1 << 18
+# Of a part with more than 2**18 values about 2**16 are counted; all are looked at for the range.
+_ALL_COUNTED, _COUNTED = 1 << 18, 1 << 16
 # Channels are often multiples of 2, 3, 5 and 7.
 _SMALLEST_STEP = 11
 
@@ -33,8 +33,8 @@ _SMALLEST_STEP = 11
 class Observer(Protocol):
     """Collects one tensor's values."""
 
-    def update(self, values: Array) -> None:
-        """One batch, flat."""
+    def update(self, values: Array, more: bool = False) -> None:
+        """One batch, flat, or a part of it: with `more`, another part of the same batch follows."""
 
     def merge(self, world: World) -> None:
         """Makes it what one process would have that had seen the batches of all, each of them its `own` share."""
@@ -65,7 +65,7 @@ class MinMaxObserver:
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
 
-    def update(self, values: Array) -> None:
+    def update(self, values: Array, more: bool = False) -> None:
         low, high = kernels.value_range(values)
         self.low, self.high = min(self.low, low), max(self.high, high)
 
@@ -87,9 +87,18 @@ class MovingAverageObserver:
             raise ConfigError(f"moving_rate must lie in [0, 1), not {rate}")
         self.rate = rate
         self.ranges: list[tuple[float, float]] = []  # of each batch, in order: their average is taken at the end
+        self._open = False
 
-    def update(self, values: Array) -> None:
-        self.ranges.append(kernels.value_range(values))
+    def update(self, values: Array, more: bool = False) -> None:
+        self.add(kernels.value_range(values), more)
+
+    def add(self, seen: tuple[float, float], more: bool) -> None:
+        """The range of a batch or of a part of it."""
+        if self._open:
+            low, high = self.ranges.pop()
+            seen = min(low, seen[0]), max(high, seen[1])
+        self.ranges.append(seen)
+        self._open = more
 
     def merge(self, world: World) -> None:
         self.ranges = world.in_order(self.ranges)
@@ -117,7 +126,7 @@ class Histogram:
         self.low, self.high = math.inf, -math.inf
 
     def update(self, values: Array, seen: tuple[float, float] | None = None) -> None:
-        """One batch, flat. seen: its smallest and largest value, where somebody knows them already."""
+        """Values, flat. seen: its smallest and largest value, where somebody knows them already."""
         low, high = seen or kernels.value_range(values)
         peak = max(-low, high)
         if not peak < _LARGEST_VALUE:  # NaN too
@@ -182,7 +191,7 @@ class PercentileObserver:
         self.percentile = percentile
         self.histogram = histogram or Histogram()
 
-    def update(self, values: Array) -> None:
+    def update(self, values: Array, more: bool = False) -> None:
         self.histogram.update(values)
 
     def merge(self, world: World) -> None:
@@ -218,7 +227,7 @@ class MseObserver:
     def __init__(self, histogram: Histogram | None = None) -> None:
         self.histogram = histogram or Histogram()
 
-    def update(self, values: Array) -> None:
+    def update(self, values: Array, more: bool = False) -> None:
         self.histogram.update(values)
 
     def merge(self, world: World) -> None:
@@ -249,9 +258,10 @@ class EveryObserver:
         self.percentile = percentile
         self.chosen = "min_max"
 
-    def update(self, values: Array) -> None:
-        self.average.update(values)
-        self.histogram.update(values, self.average.ranges[-1])
+    def update(self, values: Array, more: bool = False) -> None:
+        seen = kernels.value_range(values)
+        self.average.add(seen, more)
+        self.histogram.update(values, seen)
 
     def merge(self, world: World) -> None:
         self.average.merge(world)

@@ -19,22 +19,21 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import torch
-import torch.nn.functional as F
 
+from fullquant.calibration.pieces import pieces
+from fullquant.calibration.windows import Window, spread_evenly
 from fullquant.placement.decision import Placement
 from fullquant.runtime import kernels
 from fullquant.runtime.executor import GraphModule
-from fullquant.runtime.torch_ops import split_pads
+from fullquant.runtime.fake_quantize import FakeQuantize
 from fullquant.runtime.torch_rules import attribute
 
 Tensor = torch.Tensor
 
 # H is K x K and its factorisation takes K**3 / 3 multiply-adds: larger layers are rounded to nearest.
 _LARGEST_INPUTS = 4608
-# Rows of x that are looked at for each batch; more than K in all, or H would be the images' own and not the data's.
-_ROWS = 4096
-# Images that are enough for windows where one image has so many of them.
-_FEW, _MANY_PIXELS = 8, 28 * 28
+# Samples of x for each layer: so many, and more than K, or H would be the samples' own and not the data's.
+_SAMPLES, _SAMPLES_PER_INPUT = 4096, 2
 # Added to the diagonal, as a share of its mean: what H does not know must not be exploited.
 _DAMPING = 0.01
 
@@ -47,31 +46,24 @@ class _Layer:
     input: str
     groups: int
     size: int
-    kernel: tuple[int, int] | None = None
-    stride: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
-    pads: tuple[int, ...] = (0, 0, 0, 0)
+    window: Window | None = None
     transposed: bool = False
 
-    def rows(self, x: Tensor) -> Tensor:
-        """Samples of the layer's inputs, [G, rows, K]."""
-        if self.kernel is None:
-            return _thinned(x.reshape(-1, x.shape[-1]))[None]
-        if x.shape[2] * x.shape[3] >= _MANY_PIXELS:
-            x = x[:: -(-len(x) // _FEW)]
-        padding, extra = split_pads(self.pads)
-        x = F.pad(x, extra) if extra is not None else F.pad(x, [padding[1], padding[1], padding[0], padding[0]])
-        high, wide = (d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
-        windows = x.unfold(2, high, self.stride[0]).unfold(3, wide, self.stride[1])
-        windows = windows[..., :: self.dilation[0], :: self.dilation[1]].permute(0, 2, 3, 1, 4, 5)
-        step = max(1, round((windows.shape[0] * windows.shape[1] * windows.shape[2] / _ROWS) ** 0.5))
-        windows = windows[:, ::step, ::step]
-        samples = windows.reshape(-1, self.groups, self.size)
-        return samples.transpose(0, 1)
+    def samples(self, x: Tensor, count: int, random: torch.Generator) -> Tensor:
+        """About `count` samples of the layer's inputs, drawn evenly over images and positions: [rows, taps, C]."""
+        if self.window is None:
+            rows = x.reshape(-1, 1, x.shape[-1])
+            return rows[spread_evenly(len(rows), count, random).to(x.device)]
+        return self.window.samples(x, count, random)
 
-
-def _thinned(samples: Tensor) -> Tensor:
-    return samples[:: max(1, len(samples) // _ROWS)]
+    def moments(self, samples: Tensor) -> Tensor:
+        """H [G, K, K], the sum of x x' over samples [rows, taps, C], K in the order of the weight: channel, tap."""
+        rows, taps, channels = samples.shape
+        if channels == self.groups and samples.device.type == "cpu":
+            return torch.from_numpy(kernels.channel_products(samples.contiguous().numpy()))
+        groups = samples.reshape(rows, taps, self.groups, channels // self.groups)
+        matrix = groups.permute(2, 0, 3, 1).reshape(self.groups, rows, self.size)
+        return matrix.transpose(1, 2) @ matrix
 
 
 def compensate_rounding(
@@ -82,13 +74,12 @@ def compensate_rounding(
 ) -> int:
     """Rounds the student's weights onto their grids, layer by layer; scales stay. Returns how many layers it rounded.
 
-    batches: images [N, C, H, W], one forward pass of the student: its layers' inputs carry the errors of the layers
-    before, and their own rounding is added as noise of scale^2 / 12. What were exact inputs would let a layer lean on
-    small differences that rounding drowns. Layers with more than 4608 inputs, and those whose
-    inputs say nothing (H is not positive), keep their weights.
+    batches: images [N, C, H, W], one forward pass of the student: x is what its layers read, rounded, with the errors
+    of the layers before. Float inputs would let a layer lean on small differences that rounding drowns. Layers with
+    more than 4608 inputs, and those whose inputs say nothing (H is not positive), keep their weights.
     """
     layers = _layers(model, placement)
-    moments = _second_moments(student, layers, batches)
+    moments = _second_moments(student, layers, list(batches))
     rounded = 0
     for layer in layers:
         if layer.weight in moments and _round(layer, student, moments[layer.weight]):
@@ -118,11 +109,8 @@ def _layer(node: ir.Node, x: ir.Value, weight: ir.Value) -> _Layer | None:
     if node.op_type == "Conv":
         if len(shape) != 4:
             return None
-        pair = [tuple(int(n) for n in attribute(node, key, [1, 1])) for key in ("strides", "dilations")]
-        return _Layer(
-            name, source, int(attribute(node, "group", 1)), shape[1] * shape[2] * shape[3], (shape[2], shape[3]),
-            (pair[0][0], pair[0][1]), (pair[1][0], pair[1][1]), tuple(attribute(node, "pads", [0, 0, 0, 0])),
-        )  # fmt: skip
+        window = Window.of(node, (shape[2], shape[3]))
+        return _Layer(name, source, int(attribute(node, "group", 1)), shape[1] * shape[2] * shape[3], window)
     if len(shape) != 2 or attribute(node, "transA", 0):
         return None
     transposed = not attribute(node, "transB", 0)
@@ -130,37 +118,42 @@ def _layer(node: ir.Node, x: ir.Value, weight: ir.Value) -> _Layer | None:
 
 
 def _second_moments(
-    student: GraphModule, layers: list[_Layer], batches: Iterable[npt.NDArray[np.float32]]
+    student: GraphModule, layers: list[_Layer], batches: list[npt.NDArray[np.float32]]
 ) -> dict[str, Tensor]:
-    """weight -> H [G, K, K], summed over samples, with the noise of the inputs' rounding on the diagonal."""
+    """weight -> H [G, K, K], summed over samples of what the layer reads."""
     readers: dict[str, list[_Layer]] = {}
     for layer in layers:
         readers.setdefault(layer.input, []).append(layer)
     moments: dict[str, Tensor] = {}
-    noise = {name: _noise(student, name) for name in readers}
+    parts = [piece for batch in batches for piece in pieces(batch)]
+    random = torch.Generator().manual_seed(0)
 
     def tap(name: str, tensor: Tensor) -> None:
         for layer in readers.get(name, ()):
-            samples = layer.rows(tensor.float())
-            product = samples.transpose(1, 2) @ samples
-            product.diagonal(dim1=1, dim2=2).add_(samples.shape[1] * noise[layer.input])
+            wanted = max(_SAMPLES, _SAMPLES_PER_INPUT * layer.size)
+            samples = layer.samples(tensor.float(), -(-wanted // len(parts)), random)
+            quantizer = _read_through(student, layer.input)
+            product = layer.moments(samples if quantizer is None else quantizer(samples))
             moments[layer.weight] = moments[layer.weight] + product if layer.weight in moments else product
 
     device = next(student.parameters()).device
-    with torch.inference_mode():
-        for batch in batches:
-            student(torch.from_numpy(batch).to(device), tap=tap)
+    student.freeze()
+    try:
+        with torch.inference_mode():
+            for part in parts:
+                student(torch.from_numpy(part).to(device), tap=tap, tapped=readers)
+    finally:
+        student.freeze(False)
     return moments
 
 
-def _noise(student: GraphModule, tensor: str) -> float:
-    """Variance of the rounding error of a tensor, uniform in [-scale / 2, scale / 2]; 0 where it stays float."""
+def _read_through(student: GraphModule, tensor: str) -> FakeQuantize | None:
+    """What rounds the tensor for its readers; a tensor that is on the grid already stays what it is."""
     assert student.placement is not None
     decision = student.placement.get(tensor)
-    quantizer = None
-    if decision is not None and decision.spec is not None and not decision.fused:
-        quantizer = student.quantizer(student.placement.scale_owner(tensor))
-    return 0.0 if quantizer is None else float(quantizer.step()) ** 2 / 12
+    if decision is None or decision.spec is None or decision.fused:
+        return None
+    return student.quantizer(student.placement.scale_owner(tensor))
 
 
 def _round(layer: _Layer, student: GraphModule, moments: Tensor) -> bool:

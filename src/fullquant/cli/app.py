@@ -1,4 +1,4 @@
-"""`fullquant quantize`, `fullquant evaluate`, `fullquant inspect`."""
+"""The commands of `fullquant`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import typer
 
 from fullquant import __version__
 from fullquant.cli import options as opt
-from fullquant.cli.console import device, one_line_errors, output, show_log, size
+from fullquant.cli.checking import benchmark
+from fullquant.cli.console import device, one_line_errors, output, run_command_line, show_log, size
+from fullquant.cli.console import output as console_output
 
 app = typer.Typer(
     name="fullquant",
@@ -26,7 +28,7 @@ Model = Annotated[
 
 def main() -> None:
     """The entry point of the command `fullquant`."""
-    app()
+    run_command_line(app)
 
 
 def _version(wanted: bool) -> None:
@@ -124,7 +126,7 @@ def evaluate(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="onnxruntime, paddle, paddle_onednn, openvino; of int8 models also simulated, integer, "
+            help="onnxruntime, paddle, paddle_onednn, openvino, paddle_lite; of int8 models also simulated, integer, "
             "integer_gemmlowp; or all. May be repeated. (default: onnxruntime)",
             show_default=False,
         ),
@@ -226,3 +228,64 @@ def inspect(
         typer.echo(json.dumps(dataclasses.asdict(found), indent=1))
     else:
         show_inspection(output(), found, tensors=tensors)
+
+
+@app.command()
+def convert(
+    model: Model,
+    to: Annotated[str, typer.Option("--to", metavar="paddle-lite", help="The device runtime.")],
+    valid_targets: Annotated[
+        str,
+        typer.Option(
+            "--valid_targets", "--valid-targets", metavar="TARGETS", help="arm, x86, or verisilicon_timvx,arm."
+        ),
+    ] = "arm",
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The .nb. (default: model_<target>.nb beside MODEL)", show_default=False),
+    ] = None,
+    paddle_lite_opt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="The converter. (default: $FULLQUANT_PADDLE_LITE_OPT, else paddle_lite_opt on PATH)",
+            show_default=False,
+        ),
+    ] = None,
+    partition_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Operators to be kept off the NPU, in Paddle Lite's format.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Status 1 if anything fell back, changed, or would be computed wrongly.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout.")] = False,
+) -> None:
+    """Makes the file for devices of the int8 Paddle program that quantize wrote, and reads it back.
+
+    The report, also as FILE.report.json, says which kernel or NPU subgraph each operator got, and why others did not.
+
+    Examples:
+
+      fullquant convert output --to paddle-lite --valid_targets verisilicon_timvx,arm --strict
+
+      fullquant convert output --to paddle-lite --valid_targets arm --paddle-lite-opt lite/bin/paddle_lite_opt
+    """
+    if to != "paddle-lite":
+        raise typer.BadParameter(f"--to {to}: paddle-lite is the only one")
+    show_log()
+    with one_line_errors():
+        from fullquant.auto_compression.conversion import convert_to_paddle_lite
+        from fullquant.cli.show_conversion import show_conversion
+
+        made = convert_to_paddle_lite(
+            model, valid_targets, output, converter=paddle_lite_opt, partition=partition_file
+        )  # fmt: skip
+        if as_json:
+            typer.echo(made.report.read_text(encoding="utf-8"), nl=False)
+        else:
+            show_conversion(console_output(), made)
+    if strict and made.audit.findings:
+        raise typer.Exit(1)
+
+
+app.command()(benchmark)

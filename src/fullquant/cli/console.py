@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -51,8 +52,31 @@ class LogLines(logging.Handler):
         self._console.print(line, soft_wrap=True, highlight=False)
 
 
+def run_command_line(app: typer.Typer) -> None:
+    """Of several processes only the first speaks of the command line: what is wrong with it, or its --help."""
+    if _follows():
+        with open(os.devnull, "w") as nowhere:
+            sys.stdout = sys.stderr = nowhere
+            try:
+                app()
+            finally:
+                _speak()
+    app()
+
+
+def _follows() -> bool:
+    """Whether a launcher has started this process as another one than the first."""
+    return any(os.environ.get(name, "0") not in ("", "0") for name in ("RANK", "PADDLE_TRAINER_ID"))
+
+
+def _speak() -> None:
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+
+
 def show_log(verbose: bool = False) -> None:
-    """Sends the log of fullquant to stderr; called again, it changes the level only."""
+    """Sends the log of fullquant to stderr; called again, it changes the level only. A command's first line."""
+    if _follows():
+        _speak()
     log = logging.getLogger("fullquant")
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
     if not any(isinstance(handler, LogLines) for handler in log.handlers):

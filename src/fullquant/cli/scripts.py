@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fullquant.cli.console import device, one_line_errors, output, show_log
+from fullquant.cli.console import device, one_line_errors, output, run_command_line, show_log
 
 DEMO_SAVE_DIR = "./output/textline_demo"
 _SAVE_DIR = "./output"
@@ -142,4 +142,4 @@ def eval_script(default_config: Path) -> None:
 def _command(function: object) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(function)  # type: ignore[type-var]
-    app()
+    run_command_line(app)

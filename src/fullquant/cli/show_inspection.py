@@ -47,8 +47,9 @@ def _operators(found: Inspection) -> Table:
     table.add_column("nodes", justify="right")
     if found.placement is not None:
         table.add_column(f"int8 on {found.target}", justify="right")
+        table.add_column("kernel")
     for entry in found.operators:
-        int8 = [str(entry.int8)] if found.placement is not None else []
+        int8 = [str(entry.int8), entry.kernel] if found.placement is not None else []
         table.add_row(entry.operator, str(entry.nodes), *int8)
     return table
 
@@ -63,6 +64,10 @@ def _placement(console: Console, found: Inspection) -> None:
         int8 = ", ".join(f"{count} {kind}s" for kind, count in placed.quantized.items()) or "nothing"
         whole = "; every activation is: fully integer" if placed.full_integer else ""
         console.print(Text(f"integer: {int8.replace('biass', 'biases')}{whole}"), soft_wrap=True)
+        kernels = ", ".join(f"{entry.nodes} {entry.operator}" for entry in found.operators if entry.kernel == "float")
+        if kernels:
+            line = f"{found.target} computes these in float between int8 tensors (docs/targets.md): {kernels}"
+            console.print(Text(line), soft_wrap=True)
         for reason, count in placed.float_reasons.items():
             console.print(Text(f"float: {count} x {reason}"), soft_wrap=True)
 

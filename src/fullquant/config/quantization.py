@@ -9,7 +9,9 @@ from typing import ClassVar, Literal, get_args
 from fullquant.config.settings import Fixed, Settings, nearest, require
 from fullquant.errors import ConfigError
 
-TargetName = Literal["paddle_lite", "verisilicon_timvx", "paddle_inference", "tensorrt", "onnxruntime", "openvino"]
+TargetName = Literal[
+    "paddle_lite", "verisilicon_timvx", "paddle_inference", "tensorrt", "onnxruntime", "openvino", "rknn"
+]  # fmt: skip
 ObserverName = Literal["auto", "fisher", "min_max", "moving_average", "percentile", "mse"]
 ScaleGrid = Literal["short", "power_of_two", "free"]
 WeightRounding = Literal["compensated", "nearest"]

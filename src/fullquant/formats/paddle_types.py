@@ -28,4 +28,5 @@ _TYPES: tuple[tuple[VarType.Type, np.dtype, str, str], ...] = (
 
 DTYPE_OF_NUMBER: dict[int, np.dtype] = {int(number): dtype for number, dtype, _, _ in _TYPES}
 NUMBER_OF_DTYPE: dict[np.dtype, VarType.Type] = {dtype: number for number, dtype, _, _ in _TYPES}
+PIR_NAMES_OF_DTYPE: dict[np.dtype, tuple[str, str]] = {dtype: (short, long) for _, dtype, short, long in _TYPES}
 DTYPE_OF_PIR_NAME: dict[str, np.dtype] = {name: dtype for _, dtype, short, long in _TYPES for name in (short, long)}

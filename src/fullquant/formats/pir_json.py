@@ -68,6 +68,12 @@ class PirProgram:
     ops: tuple[PirOp, ...]
 
 
+def is_pir_file(path: Path) -> bool:
+    """Whether a file is a Paddle 3 program: many are called .json; a program says so in its first characters."""
+    with path.open("rb") as stream:
+        return b'"pir"' in stream.read(4096)
+
+
 def load_pir(path: Path) -> PirProgram:
     """Reads a Paddle 3 `.json` program. Raises ModelError where the file is not one, or is newer than known."""
     try:

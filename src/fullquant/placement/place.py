@@ -3,8 +3,11 @@
 Rules, in this order (design.md, section 4):
  1. Operators that only move data share one scale between input and output; so does Concat, over all its inputs.
  2. A ReLU or Clip whose input nobody else reads is fused into the operator in front: one rounding, after the clamp.
- 3. Every other float tensor between the input and the output has a scale of its own.
- 4. Weights: int8 per output channel; biases: int32 at scale_x * scale_w.
+ 3. So is a function that the target's layers compute on their accumulators (`fused_functions`).
+ 4. Every other float tensor between the input and the output has a scale of its own.
+ 5. Weights: int8, per output channel where the target's table has that; biases: int32 at scale_x * scale_w.
+
+What differs between targets is in their tables (`tables`): roles, kernels, grids, granularity.
 """
 
 from __future__ import annotations
@@ -18,17 +21,17 @@ import onnx_ir as ir
 
 from fullquant.errors import PlacementError
 from fullquant.numerics.qparams import ACTIVATION_MANTISSAS, POWERS_OF_TWO, WEIGHT_MANTISSAS, QuantSpec
+from fullquant.placement.constants import ConstantPlacer, adds_bias
 from fullquant.placement.decision import Decision, Placement
-from fullquant.placement.target import Role, Target, find_target
+from fullquant.placement.non_negative import non_negative_tensors
+from fullquant.placement.rules import Role, Target
+from fullquant.placement.target import find_target
 
-INT32 = QuantSpec(-(2**31) + 1, 2**31 - 1)
-_REDUCED = (-64, 63)
 ScaleGrid = Literal["short", "power_of_two", "free"]
 _ACTIVATION_SCALES: dict[ScaleGrid, tuple[float, ...]] = {
     "short": ACTIVATION_MANTISSAS, "power_of_two": POWERS_OF_TWO, "free": (),
 }  # fmt: skip
 _WEIGHT_SCALES: dict[ScaleGrid, tuple[float, ...]] = {**_ACTIVATION_SCALES, "short": WEIGHT_MANTISSAS}
-_FULL = (-127, 127)
 
 # The names that PaddleSlim configurations use -> the ONNX operators they become here.
 _PADDLE_OP_TYPES = {
@@ -73,13 +76,20 @@ def place(model: ir.Model, target: str = "paddle_lite", options: PlacementOption
 class _Builder:
     def __init__(self, graph: ir.Graph, target: Target, options: PlacementOptions) -> None:
         self.graph, self.target, self.options = graph, target, options
-        self.activation = replace(target.activation, mantissas=_ACTIVATION_SCALES[options.scale_grid])
+        mantissas = _ACTIVATION_SCALES[options.scale_grid]
+        self.activation = replace(target.activation, mantissas=mantissas)
+        self.non_negative = replace(target.non_negative or target.activation, mantissas=mantissas)
+        self.constants = ConstantPlacer(
+            target, per_channel=options.per_channel, reduce_range=options.reduce_range,
+            mantissas=_WEIGHT_SCALES[options.scale_grid],
+        )  # fmt: skip
         self.nodes = list(graph)
         self.outputs = {str(v.name) for v in graph.outputs}
         self.skipped = {str(n.name) for n in self.nodes if self._matches(n, options.skip_patterns)}
         self.parent: dict[str, str] = {}
         self.fused: dict[str, str] = {}  # tensor inside a fused kernel -> why
         self.sums: set[str] = set()  # roots of the groups that a sum of two tensors belongs to
+        self.signed: set[str] = set()  # roots of the groups with a tensor that may be below 0
 
     # ---- the two modes -----------------------------------------------------------------------------------------
 
@@ -88,12 +98,13 @@ class _Builder:
         self._fuse_clamps()
         self._share_moves()
         self.sums = {self._root(str(n.outputs[0].name)) for n in self.nodes if _is_sum(n)}
+        self.signed = self._signed_groups()
         decisions: dict[str, Decision] = {}
         for value in self._activations():
             decision = self._activation(value)
             decisions[decision.tensor] = decision
         self._point_to_owners(decisions)
-        return {**decisions, **self._constants({n for n in map(_name, self.nodes) if n not in self.skipped})}
+        return {**decisions, **self.constants.decisions(self.nodes, set(map(_name, self.nodes)) - self.skipped)}
 
     def literal(self) -> dict[str, Decision]:
         """Only the inputs of the named operators, as PaddleSlim does when is_full_quantize is false."""
@@ -108,7 +119,7 @@ class _Builder:
             else:
                 reason = "is_full_quantize is false and no operator of quantize_op_types reads it"
                 decisions[name] = Decision(name, "activation", None, reason)
-        return {**decisions, **self._constants(wanted)}
+        return {**decisions, **self.constants.decisions(self.nodes, wanted)}
 
     # ---- which nodes -------------------------------------------------------------------------------------------
 
@@ -130,7 +141,7 @@ class _Builder:
 
     def _check_roles(self) -> None:
         for node in self.nodes:
-            if node.op_type in self.target.roles or str(node.name) in self.skipped:
+            if node.op_type in self.target.rules or str(node.name) in self.skipped:
                 continue
             if not any(_is_float(v) for v in node.outputs):
                 continue
@@ -142,7 +153,7 @@ class _Builder:
     def _role(self, node: ir.Node | None) -> Role | None:
         if node is None or str(node.name) in self.skipped:
             return None
-        return self.target.roles.get(node.op_type)
+        return self.target.role(node.op_type)
 
     # ---- sharing -----------------------------------------------------------------------------------------------
 
@@ -163,19 +174,27 @@ class _Builder:
             if self._role(node) == "compute" and node.op_type in self.target.fuses_activation:
                 self._fuse_bias(node)
                 reader = self._only_reader(node.outputs[0])
-                if reader is not None and self._role(reader) == "clamp":
-                    out, clamped = str(node.outputs[0].name), str(reader.outputs[0].name)
+                if reader is not None and (self._role(reader) == "clamp" or self._is_fused_function(node, reader)):
+                    out, after = str(node.outputs[0].name), str(reader.outputs[0].name)
                     self.fused[out] = (
-                        f"{node.op_type} and {reader.op_type} are one kernel: rounded once, after the clamp"
+                        f"{node.op_type} and {reader.op_type} are one kernel: rounded once, after the "
+                        f"{'clamp' if self._role(reader) == 'clamp' else reader.op_type}"
                     )
-                    self._join(out, clamped)
+                    self._join(out, after)
+
+    def _is_fused_function(self, layer: ir.Node, reader: ir.Node) -> bool:
+        return (
+            layer.op_type in ("Conv", "Gemm")
+            and reader.op_type in self.target.fused_functions
+            and self._role(reader) is not None
+        )
 
     def _fuse_bias(self, node: ir.Node) -> None:
         """MatMul + constant bias is one kernel: the product in front of the bias is not rounded."""
         if node.op_type != "MatMul":
             return
         reader = self._only_reader(node.outputs[0])
-        if reader is not None and reader.op_type == "Add" and _bias_of_add(reader) is not None and self._role(reader):
+        if reader is not None and adds_bias(reader) and self._role(reader):
             self.fused[str(node.outputs[0].name)] = "MatMul and its bias are one kernel: rounded once, after the bias"
             self._join(str(node.outputs[0].name), str(reader.outputs[0].name))
 
@@ -215,6 +234,8 @@ class _Builder:
             reason = f"the output of the model, made by {producer.op_type}"
         else:
             reason = f"output of {producer.op_type}: every tensor of a fully integer model has a scale"
+        if producer is not None and self.target.kernel(producer.op_type) == "float":
+            reason += f"; {self.target.name} computes {producer.op_type} in float between int8 tensors"
         return Decision(name, "activation", self._grid(name), reason, consumers=consumers)
 
     def _grid(self, name: str) -> QuantSpec:
@@ -223,9 +244,16 @@ class _Builder:
         A kernel that adds two tensors adds two products, each rounded; only a power of two keeps their sum exact. With
         reduce_range, integer kernels are expected to give the simulation's numbers, and sums get such a scale.
         """
+        grid = self.activation if self._root(name) in self.signed else self.non_negative
         if self.options.scale_grid == "short" and self.options.reduce_range and self._root(name) in self.sums:
-            return replace(self.activation, mantissas=POWERS_OF_TWO)
-        return self.activation
+            return replace(grid, mantissas=POWERS_OF_TWO)
+        return grid
+
+    def _signed_groups(self) -> set[str]:
+        """Roots of the groups with a tensor that a kernel rounds and that may be below 0."""
+        never_negative = non_negative_tensors(self.graph)
+        names = [str(value.name) for value in self._activations()]
+        return {self._root(name) for name in names if name not in self.fused and name not in never_negative}
 
     def _point_to_owners(self, decisions: dict[str, Decision]) -> None:
         """The owner of a group is its first tensor, in order of computation, that a kernel really rounds."""
@@ -240,42 +268,6 @@ class _Builder:
             if owner != name:
                 why = decision.reason if decision.fused else f"only moves the values of {owner!r} and keeps their scale"
                 decisions[name] = replace(decision, shares=owner, reason=why)
-
-    def _constants(self, nodes: Collection[str]) -> dict[str, Decision]:
-        decisions: dict[str, Decision] = {}
-        for node in self.nodes:
-            for index, value in enumerate(node.inputs):
-                if value is None or value.const_value is None or value.const_value.dtype != ir.DataType.FLOAT:
-                    continue
-                decision = self._constant(node, index, value, str(node.name) in nodes)
-                known = decisions.get(decision.tensor)
-                if known is not None and (known.kind, known.spec) != (decision.kind, decision.spec):
-                    raise PlacementError(
-                        f"constant {value.name!r} is read in two different ways, by {node.name!r} among others; "
-                        "give each operator its own copy in the exported model"
-                    )
-                decisions[decision.tensor] = decision
-        return decisions
-
-    def _constant(self, node: ir.Node, index: int, value: ir.Value, placed: bool) -> Decision:
-        name, op = str(value.name), node.op_type
-        low, high = _REDUCED if self.options.reduce_range else _FULL
-        if not placed or self.target.roles.get(op) not in ("compute", "move"):
-            return Decision(
-                name, "weight", None, f"constant of {op}, which is not computed in integers or reads it as a bound"
-            )
-        if op in ("BatchNormalization", "LayerNormalization", "Resize"):
-            return Decision(name, "weight", None, f"parameter inside {op}: not a tensor between operators")
-        if (op in ("Conv", "Gemm") and index == 2) or (op == "Add" and _bias_of_add(node) is value):
-            return Decision(name, "bias", INT32, f"bias of {op}: int32 at scale_x * scale_w")
-        axis = _output_channel_axis(node, index, value) if self.options.per_channel else None
-        mantissas = _WEIGHT_SCALES[self.options.scale_grid]
-        if op in ("Conv", "Gemm", "MatMul"):
-            how = "per output channel" if axis is not None else "per tensor"
-            spec = QuantSpec(low, high, axis=axis, mantissas=mantissas)
-            return Decision(name, "weight", spec, f"weight of {op}: int8, symmetric, {how}")
-        spec = QuantSpec(*_FULL, mantissas=mantissas)
-        return Decision(name, "weight", spec, f"constant operand of {op}: int8, symmetric, per tensor")
 
 
 def _name(node: ir.Node) -> str:
@@ -304,29 +296,3 @@ def _is_depthwise(node: ir.Node) -> bool:
         and group.value > 1
         and weight.shape[1] == 1
     )
-
-
-def _bias_of_add(node: ir.Node) -> ir.Value | None:
-    """The constant vector [N] that an Add puts on the product of a MatMul with constant weights; None otherwise."""
-    first, second = node.inputs[0], node.inputs[1]
-    for product, bias in ((first, second), (second, first)):
-        if product is None or bias is None or bias.const_value is None or len(bias.const_value.shape) != 1:
-            continue
-        producer = product.producer()
-        if producer is not None and producer.op_type == "MatMul" and len(list(product.uses())) == 1:
-            weight = producer.inputs[1]
-            if weight is not None and weight.const_value is not None:
-                return bias
-    return None
-
-
-def _output_channel_axis(node: ir.Node, index: int, value: ir.Value) -> int | None:
-    rank = len(value.const_value.shape)  # type: ignore[union-attr]
-    if node.op_type == "Conv" and index == 1:
-        return 0
-    if node.op_type == "Gemm" and index == 1:
-        transposed = node.attributes.get("transB")
-        return 0 if transposed is not None and transposed.value else 1
-    if node.op_type == "MatMul" and index == 1 and rank == 2:
-        return 1
-    return None

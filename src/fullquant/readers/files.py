@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fullquant.errors import ModelError
+from fullquant.formats.pir_json import is_pir_file
 
 SourceFormat = Literal["program_desc", "pir", "onnx"]
 
@@ -62,11 +63,7 @@ def _search(folder: Path) -> Path:
 
 
 def _is_program(path: Path) -> bool:
-    """Many files are called .json; a PIR program says so within its first characters."""
-    if path.suffix != ".json":
-        return True
-    with path.open("rb") as stream:
-        return b'"pir"' in stream.read(4096)
+    return path.suffix != ".json" or is_pir_file(path)
 
 
 def _named(folder: Path, name: str, what: str) -> Path:

@@ -150,7 +150,12 @@ def file_entry(path: str | os.PathLike[str]) -> FileEntry:
 
 def to_json(record: Record) -> str:
     """Strict JSON (NaN and infinities become null), indented, keys in the order of the fields."""
-    return json.dumps(_plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return as_json(record)
+
+
+def as_json(value: Any) -> str:
+    """The same of any dataclass of plain values."""
+    return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def from_json(text: str) -> Record:

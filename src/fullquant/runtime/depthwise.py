@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,27 +19,30 @@ _FEWEST_CHANNELS = 64
 
 class _Depthwise5(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, stride: int, padding: Pair) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None,
+        stride: int, begin: Pair, padding: Sequence[int], zeros: Sequence[int],
+    ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, w)
-        ctx.constants = (stride, padding, b is not None)
-        return F.conv2d(x, w, b, stride, padding, 1, x.shape[1])
+        ctx.constants = (stride, begin, padding, zeros, b is not None)
+        return F.conv2d(x, _grown(w, zeros), b, stride, tuple(padding), 1, x.shape[1])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
-        stride, padding, with_bias = ctx.constants
+        stride, begin, padding, zeros, with_bias = ctx.constants
         g = g.contiguous(memory_format=torch.channels_last)
         channels = x.shape[1]
         gx, _, gb = torch.ops.aten.convolution_backward(
-            g, x, w, [channels], [stride, stride], list(padding), [1, 1], False, [0, 0], channels,
+            g, x, _grown(w, zeros), [channels], [stride, stride], list(padding), [1, 1], False, [0, 0], channels,
             [ctx.needs_input_grad[0], False, False],
         )  # fmt: skip
         gb = g.sum(dim=(0, 2, 3)) if with_bias and ctx.needs_input_grad[2] else None
         gw = None
         if ctx.needs_input_grad[1]:
-            found = kernels.depthwise5_weight_gradient(_rows(x), _rows(g), stride, *padding)
+            found = kernels.depthwise5_weight_gradient(_rows(x), _rows(g), stride, *begin)
             gw = torch.from_numpy(found).permute(2, 0, 1).unsqueeze(1)
-        return gx, gw, gb, None, None
+        return gx, gw, gb, None, None, None, None
 
 
 def _rows(x: Tensor) -> Any:
@@ -61,7 +65,17 @@ def takes(x: Tensor, w: Tensor, stride: Pair, dilation: Pair, groups: int) -> bo
     )
 
 
-def depthwise5(x: Tensor, w: Tensor, b: Tensor | None, stride: int, padding: Pair) -> Tensor:
-    """F.conv2d(x, w, b, stride, padding, 1, C) for x and w that `takes` accepts."""
-    result: Tensor = _Depthwise5.apply(x, w, b, stride, padding)  # type: ignore[no-untyped-call]
+def depthwise5(
+    x: Tensor, w: Tensor, b: Tensor | None, stride: int, begin: Pair, padding: Sequence[int], zeros: Sequence[int]
+) -> Tensor:
+    """F.conv2d(x, w, b, stride, padding, 1, C) for x and w that `takes` accepts.
+
+    begin: rows and columns of padding before the image. zeros: what makes uneven padding even, [l, r, t, b] rows and
+    columns of zeros around the kernel, with `padding` on both sides; see `runtime.convolution`.
+    """
+    result: Tensor = _Depthwise5.apply(x, w, b, stride, begin, padding, zeros)  # type: ignore[no-untyped-call]
     return result
+
+
+def _grown(w: Tensor, zeros: Sequence[int]) -> Tensor:
+    return F.pad(w, list(zeros)) if any(zeros) else w

@@ -159,7 +159,7 @@ class GraphModule(nn.Module):
             quantizer.low, quantizer.high = bounds
             self._steps.append(Step(QUANTIZE, quantizer, inputs[:1], slots, outputs))
             return
-        self._steps.append(Step(node.op_type, operation, inputs, slots, outputs))
+        self._steps.append(Step(node.op_type, operation, inputs, slots, outputs, clamp=bounds))
         for name, quantizer in quantizers.items():
             self._emit_quantizer(name, quantizer)
 
@@ -197,7 +197,7 @@ class GraphModule(nn.Module):
             key = _key(name)
             self._keys[name] = key
             assert value.const_value is not None
-            tensor = torch.from_numpy(np.array(value.const_value.numpy()))
+            tensor = torch.from_numpy(np.array(value.const_value.numpy(), order="C"))
             if tensor.ndim == 4:
                 tensor = tensor.contiguous(memory_format=torch.channels_last)
             if name in learned:
@@ -257,26 +257,33 @@ class GraphModule(nn.Module):
             with torch.no_grad():
                 self._frozen = self._initial_values()
 
-    def forward(self, images: Tensor, keep: Collection[str] = (), tap: Tap | None = None) -> Any:
+    def forward(
+        self,
+        images: Tensor,
+        keep: Collection[str] = (),
+        tap: Tap | None = None,
+        tapped: Collection[str] | None = None,
+    ) -> Any:
         """The output; with `keep` a pair (output, {name: tensor}).
 
         `tap(name, tensor)` sees every computed tensor, and what it returns, unless None, takes the tensor's place.
+        tapped: the only names that it looks at, where they are few: the others need not be computed one by one.
         """
         if self._frozen is not None:
-            return self._run(images, keep, tap)
+            return self._run(images, keep, tap, tapped)
         quantizers = self.fake_quantizers()
         use_scales(quantizers)
         try:
-            return self._run(images, keep, tap)
+            return self._run(images, keep, tap, tapped)
         finally:
             release_scales(quantizers)
 
-    def _program(self, keep: Collection[str], tap: Tap | None) -> list[Step]:
-        """The fused steps, unless somebody wants a tensor that they do not compute."""
-        whole = tap is not None or any(self._slots.get(name) in self._hidden for name in keep)
+    def _program(self, wanted: Collection[str] | None) -> list[Step]:
+        """The fused steps, unless somebody wants all tensors, None, or one that they do not compute."""
+        whole = wanted is None or any(self._slots.get(name) in self._hidden for name in wanted)
         return self._steps if whole else self._fused
 
-    def _run(self, images: Tensor, keep: Collection[str], tap: Tap | None) -> Any:
+    def _run(self, images: Tensor, keep: Collection[str], tap: Tap | None, tapped: Collection[str] | None) -> Any:
         slots: list[Tensor | None] = [None] * len(self._slots)
         for slot, tensor in self._initial_values().items():
             slots[slot] = tensor
@@ -286,7 +293,8 @@ class GraphModule(nn.Module):
         if tap is not None:
             tap(self.input_name, images)
         kept: dict[str, Tensor] = {}
-        for step in self._program(keep, tap):
+        seen = () if tap is None else tapped
+        for step in self._program(None if seen is None else (*keep, *seen)):
             result = step.operation(*[slots[i] for i in step.inputs])
             results = result if isinstance(result, tuple | list) else (result,)
             for slot, tensor, name in zip(step.outputs, results, step.output_names, strict=False):

@@ -34,9 +34,16 @@ def dense_view(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def like(g: Tensor, x: Tensor) -> Tensor:
     """g in the memory layout of the dense tensor x, flat."""
-    if g.stride() != x.stride() or g.shape != x.shape:
+    if not _same_order(g, x):
         g = torch.empty_like(x).copy_(g)
     return dense_view(g)[1]
+
+
+def _same_order(g: Tensor, x: Tensor) -> bool:
+    """Whether both lie in memory in the same order; the stride of a dimension of size 1 says nothing."""
+    if g.shape != x.shape:
+        return False
+    return all(a == b or size == 1 for a, b, size in zip(g.stride(), x.stride(), x.shape, strict=True))
 
 
 def step_size(log_scale: Tensor, mantissas: tuple[float, ...] = ()) -> Tensor:

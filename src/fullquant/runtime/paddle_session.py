@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fullquant.errors import EngineError
-from fullquant.formats.framework_pb2 import ProgramDesc
+from fullquant.formats.framework_pb2 import OpDesc, ProgramDesc
 from fullquant.formats.pir_json import load_pir
 from fullquant.runtime import sessions
+from fullquant.runtime.executed import ExecutedGraph, ExecutedOperator, executed_graph
 
 Array = npt.NDArray[Any]
 
@@ -26,6 +28,10 @@ _STDERR = threading.Lock()  # the descriptor belongs to the whole process
 _QUANTIZERS = ("quantize_linear", "fake_quantize")
 # PaddlePaddle 3.3.1: oneDNN's kernel of this operator writes beyond its output and kills the process, in float too.
 _BROKEN_IN_ONEDNN = frozenset({"pad"})
+_LAYERS = frozenset({
+    "conv2d", "depthwise_conv2d", "conv2d_transpose", "fused_conv2d", "fc", "mul", "matmul", "matmul_v2",
+    "fused_matmul",
+})  # fmt: skip
 # What the fuse and int8 passes turn operators into.
 _MADE_BY_PASSES = frozenset(
     {"fc", "fused_conv2d", "fused_matmul", "fused_transpose", "quantize", "dequantize", "requantize"}
@@ -42,6 +48,15 @@ class PaddleSession:
 
     def __init__(self, model: Path, params: Path, engine: str, optimize: bool, threads: int | None) -> None:
         self.engine = engine
+        self._files = model, params
+        self._settings = optimize, threads
+        with _stderr_discarded():
+            self._predictor = _paddle_inference().create_predictor(self._config())
+        self.input_names: tuple[str, ...] = tuple(self._predictor.get_input_names())
+        self.output_names: tuple[str, ...] = tuple(self._predictor.get_output_names())
+
+    def _config(self) -> Any:
+        (model, params), (optimize, threads) = self._files, self._settings
         inference = _paddle_inference()
         # parameters in separate files: Paddle takes the folder, and looks for __model__ in it
         config = inference.Config(str(params)) if params.is_dir() else inference.Config(str(model), str(params))
@@ -49,14 +64,11 @@ class PaddleSession:
         config.switch_ir_optim(optimize)
         if threads is not None:
             config.set_cpu_math_library_num_threads(threads)
-        if engine == "paddle_onednn":
+        if self.engine == "paddle_onednn":
             _enable_onednn(config, model)
         else:
             config.disable_mkldnn()
-        with _stderr_discarded():
-            self._predictor = inference.create_predictor(config)
-        self.input_names: tuple[str, ...] = tuple(self._predictor.get_input_names())
-        self.output_names: tuple[str, ...] = tuple(self._predictor.get_output_names())
+        return config
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """feeds: {input name: array of any batch size}; the outputs as copies."""
@@ -71,6 +83,27 @@ class PaddleSession:
             return [self._predictor.get_output_handle(name).copy_to_cpu() for name in self.output_names]
         except Exception as error:
             raise sessions.refusal(self.engine, "these inputs", error) from error
+
+    def executed(self) -> ExecutedGraph:
+        """The program behind the passes. EngineError for Paddle 3's `.json`: Paddle does not write that one down."""
+        model, _ = self._files
+        if model.suffix == ".json":
+            raise EngineError("Paddle does not tell what its passes made of a .json program; use the .pdmodel form")
+        config = self._config()
+        with tempfile.TemporaryDirectory(prefix="fullquant-") as folder:
+            config.set_optim_cache_dir(folder)
+            config.enable_save_optim_model(True)
+            with _stderr_discarded():
+                _paddle_inference().create_predictor(config)
+            written = Path(folder) / "_optimized.pdmodel"
+            program = ProgramDesc.FromString((written if written.exists() else model).read_bytes())
+        return executed_graph(_executed(op) for block in program.blocks for op in block.ops)
+
+
+def _executed(op: OpDesc) -> ExecutedOperator:
+    precision = next((attr.s for attr in op.attrs if attr.name == "mkldnn_data_type"), "")
+    kind = f"{op.type} int8" if precision == "int8" else op.type
+    return ExecutedOperator(kind, op.type in _LAYERS, precision == "int8")
 
 
 def _enable_onednn(config: Any, model: Path) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,10 @@ import onnx_ir as ir
 
 from fullquant.errors import EngineError
 from fullquant.readers import ModelFiles, find_model, read_model
+from fullquant.runtime.executed import ExecutedGraph
 
 Array: TypeAlias = npt.NDArray[Any]
-Engine = Literal["onnxruntime", "paddle", "paddle_onednn", "openvino"]
+Engine = Literal["onnxruntime", "paddle", "paddle_onednn", "openvino", "paddle_lite"]
 Source: TypeAlias = "str | os.PathLike[str] | ir.Model | bytes"
 
 #: Engines that are part of fullquant, for quantized files: the simulation, and the integer reference in two roundings.
@@ -34,6 +35,7 @@ _PACKAGES: Mapping[str, tuple[str, str]] = {
     "paddle_onednn": ("paddle", "paddlepaddle"),
     "openvino": ("openvino", "openvino"),
 }
+_PADDLE_LITE = "paddle_lite"  # another Python has it: runtime/paddle_lite
 
 
 class Session(Protocol):
@@ -48,9 +50,34 @@ class Session(Protocol):
         ...
 
 
+@runtime_checkable
+class TellsExecuted(Protocol):
+    """A session that can say what the runtime made of the file."""
+
+    def executed(self) -> ExecutedGraph:
+        """The operators that the runtime executes, after its optimisations."""
+        ...
+
+
+def executed(session: Session) -> ExecutedGraph | None:
+    """What the runtime made of the file; None where it does not tell (Paddle Lite, Paddle 3's `.json`)."""
+    if not isinstance(session, TellsExecuted):
+        return None
+    try:
+        return session.executed()
+    except EngineError:
+        return None
+
+
 def available_engines() -> tuple[Engine, ...]:
     """The engines whose packages are installed; nothing is imported."""
-    return tuple(engine for engine in get_args(Engine) if importlib.util.find_spec(_PACKAGES[engine][0]) is not None)
+    from fullquant.runtime.paddle_lite.session import is_available
+
+    return tuple(
+        engine
+        for engine in get_args(Engine)
+        if (is_available() if engine == _PADDLE_LITE else importlib.util.find_spec(_PACKAGES[engine][0]) is not None)
+    )
 
 
 def open_session(
@@ -66,10 +93,11 @@ def open_session(
 
     path: a model file or folder as `read_model` takes it. "onnxruntime" and "openvino" also take an onnx_ir model or
         the bytes of an ONNX file, and run a Paddle file as the ONNX graph that the readers make of it.
-    engine: "onnxruntime", "openvino", "paddle" (Paddle Inference without oneDNN: every operator as written) or
-        "paddle_onednn" (its oneDNN kernels; with the int8 passes where the file holds quantizers). Of quantized files
-        also "simulated" (fake-quantized in PyTorch), "integer" (numerics.integer) and "integer_gemmlowp" (the same with
-        gemmlowp's rounding); they have no optimisations, and PyTorch's threads.
+    engine: "onnxruntime", "openvino", "paddle" (Paddle Inference without oneDNN: every operator as written),
+        "paddle_onednn" (its oneDNN kernels; with the int8 passes where the file holds quantizers) or "paddle_lite" (its
+        x86 interpreter in another Python, see runtime/paddle_lite/session.py; optimize: its int8 kernels). Of quantized
+        files also "simulated" (fake-quantized in PyTorch), "integer" (numerics.integer) and "integer_gemmlowp" (the
+        same with gemmlowp's rounding); they have no optimisations, and PyTorch's threads.
     optimize: False runs the graph as it is written: no graph optimisation in ONNX Runtime, no IR passes in Paddle, no
         low-precision transformations in OpenVINO.
     threads: threads inside an operator; None leaves the runtime's own choice.
@@ -81,13 +109,11 @@ def open_session(
 
         return open_own(_graph(path, model_filename, params_filename), engine, _describe(path))
     _check_installed(engine)
-    if engine in ("paddle", "paddle_onednn"):
+    if engine in ("paddle", "paddle_onednn", _PADDLE_LITE):
         return _open_paddle(_paddle_files(path, engine, model_filename, params_filename), engine, optimize, threads)
     source = _onnx_source(path, model_filename, params_filename)
-    opener: Callable[[str | bytes, bool, int | None], Session]
-    opener = _OnnxRuntimeSession if engine == "onnxruntime" else _OpenVinoSession
     try:
-        return opener(source, optimize, threads)
+        return _open_onnx(source, engine, optimize, threads)
     except Exception as error:
         raise refusal(engine, _describe(path), error) from error
 
@@ -121,63 +147,14 @@ def check_feeds(feeds: Mapping[str, Array], names: tuple[str, ...], engine: str)
         raise EngineError(f"engine {engine!r}: the inputs given are {given}; the model's inputs are {wanted}")
 
 
-class _OnnxRuntimeSession:
-    """ONNX Runtime on the CPU."""
-
-    engine = "onnxruntime"
-
-    def __init__(self, source: str | bytes, optimize: bool, threads: int | None) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        level = onnxruntime.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-        options.log_severity_level = 3  # errors only: its warnings speak of optimisations
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        self.input_names = tuple(value.name for value in self._session.get_inputs())
-        self.output_names = tuple(value.name for value in self._session.get_outputs())
-
-    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        check_feeds(feeds, self.input_names, self.engine)
-        try:
-            return list(self._session.run(None, dict(feeds)))
-        except Exception as error:
-            raise refusal(self.engine, "these inputs", error) from error
-
-
-class _OpenVinoSession:
-    """OpenVINO's CPU plugin."""
-
-    engine = "openvino"
-
-    def __init__(self, source: str | bytes, optimize: bool, threads: int | None) -> None:
-        import openvino
-
-        # float32, also where the processor has bfloat16: results are compared with other runtimes
-        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
-        if not optimize:
-            settings["LP_TRANSFORMS_MODE"] = "NO"
-        core = openvino.Core()
-        self._compiled = core.compile_model(core.read_model(source), "CPU", settings)
-        self.input_names = tuple(port.get_any_name() for port in self._compiled.inputs)
-        self.output_names = tuple(port.get_any_name() for port in self._compiled.outputs)
-
-    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        check_feeds(feeds, self.input_names, self.engine)
-        try:
-            results = self._compiled(dict(feeds))
-        except Exception as error:
-            raise refusal(self.engine, "these inputs", error) from error
-        return [np.array(results[port]) for port in self._compiled.outputs]
-
-
 def _check_installed(engine: str) -> None:
+    if engine == _PADDLE_LITE:
+        from fullquant.runtime.paddle_lite.session import find_python
+
+        find_python()
+        return
     if engine not in _PACKAGES:
-        raise EngineError(f"unknown engine {engine!r}; it is one of {', '.join([*_PACKAGES, *OWN_ENGINES])}")
+        raise EngineError(f"unknown engine {engine!r}; it is one of {', '.join([*get_args(Engine), *OWN_ENGINES])}")
     module, package = _PACKAGES[engine]
     if importlib.util.find_spec(module) is None:
         raise EngineError(f"engine {engine!r} needs {package}, which is not installed; run: pip install {package}")
@@ -219,10 +196,25 @@ def _paddle_files(path: Source, engine: str, model_filename: str | None, params_
     return files
 
 
+def _open_onnx(source: str | bytes, engine: str, optimize: bool, threads: int | None) -> Session:
+    if engine == "onnxruntime":
+        from fullquant.runtime.onnxruntime_session import OnnxRuntimeSession
+
+        return OnnxRuntimeSession(source, optimize, threads)
+    from fullquant.runtime.openvino_session import OpenVinoSession
+
+    return OpenVinoSession(source, optimize, threads)
+
+
 def _open_paddle(files: ModelFiles, engine: str, optimize: bool, threads: int | None) -> Session:
     from fullquant.runtime.paddle_session import PaddleSession
 
     assert files.params is not None  # only ONNX models have none
+    if engine == _PADDLE_LITE:
+        from fullquant.runtime.paddle_lite.converter import paddle_files
+        from fullquant.runtime.paddle_lite.session import PaddleLiteSession
+
+        return PaddleLiteSession(*paddle_files(files), optimize, threads)
     try:
         return PaddleSession(files.model, files.params, engine, optimize, threads)
     except Exception as error:

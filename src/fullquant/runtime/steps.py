@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fullquant.runtime.convolution import ClippedConvolution, Convolution
 from fullquant.runtime.fake_quantize import FakeQuantize
 from fullquant.runtime.fused import FusedGate, FusedHardSwish, FusedSum
 
@@ -18,7 +19,7 @@ class Step:
     """One operation: slots read, slots written, what is freed afterwards.
 
     kind: the ONNX operator, or QUANTIZE. output_names: the tensor of each output, "" where a step only rounds.
-    hidden: slots that a fused step no longer writes.
+    hidden: slots that a fused step no longer writes. clamp: the bounds of a step that does nothing else.
     """
 
     kind: str
@@ -28,6 +29,7 @@ class Step:
     output_names: list[str]
     free: list[int] = field(default_factory=list)
     hidden: frozenset[int] = frozenset()
+    clamp: tuple[float, float] | None = None
 
 
 def plan_frees(steps: list[Step], keep: Collection[int]) -> None:
@@ -42,14 +44,17 @@ def plan_frees(steps: list[Step], keep: Collection[int]) -> None:
 
 
 def fuse(steps: list[Step], constants: Collection[int]) -> list[Step]:
-    """The same program with HardSwish, Add and Mul in one step with the quantizers around them, where that is possible.
+    """The same program with fewer steps, where that is possible.
+
+    HardSwish, Add and Mul are joined with the quantizers around them, Conv with the clamp or HardSwish behind it.
 
     steps: with their frees planned. constants: slots of initializers, which the kernels do not take.
     """
     fused: list[Step] = []
     position = 0
     while position < len(steps):
-        made = _hard_swish(steps[position : position + 3]) or _binary(steps[position : position + 2], constants)
+        pair = steps[position : position + 2]
+        made = _hard_swish(steps[position : position + 3]) or _binary(pair, constants) or _activated(pair)
         fused.append(made or steps[position])
         position += 1 if made is None else made_of(made)
     return fused
@@ -98,6 +103,28 @@ def _binary(steps: list[Step], constants: Collection[int]) -> Step | None:
         operation=FusedSum(quantizer) if operation.kind == "Add" else FusedGate(quantizer),
         output_names=operation.output_names if in_place else after.output_names,
         free=[*operation.free, *after.free], hidden=frozenset() if in_place else frozenset([inner]),
+    )  # fmt: skip
+
+
+def _activated(steps: list[Step]) -> Step | None:
+    """A convolution and the clamp or HardSwish behind it."""
+    if len(steps) != 2 or not isinstance(steps[0].operation, Convolution):
+        return None
+    conv, after = steps
+    convolution, inner = conv.operation, conv.outputs[0]
+    assert isinstance(convolution, Convolution)
+    if after.inputs != [inner] or not _died(inner, after):
+        return None
+    operation: Callable[..., Any]
+    if after.kind == "HardSwish":
+        operation = convolution.hard_swish
+    elif after.clamp is not None and (after.clamp == (0.0, math.inf) or math.isfinite(after.clamp[1] - after.clamp[0])):
+        operation = ClippedConvolution(convolution, *after.clamp)
+    else:
+        return None
+    return replace(
+        after, kind=f"Conv{after.kind}", operation=operation, inputs=conv.inputs,
+        free=[*conv.free, *after.free], hidden=frozenset([inner]),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ Reference for every operator: the ONNX operator specification, opset 20.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from fullquant.errors import UnsupportedOperatorError
-from fullquant.runtime import depthwise, torch_moves
+from fullquant.runtime import torch_moves
+from fullquant.runtime.convolution import Convolution, explicit_pads, split_pads
 from fullquant.runtime.torch_rules import (
     BUILDERS,
     Builder,
@@ -43,45 +44,9 @@ def build_operation(node: ir.Node) -> Operation:
     return builder(node)
 
 
-def split_pads(pads: Sequence[int]) -> tuple[list[int], list[int] | None]:
-    """ONNX pads [begin..., end...] -> (symmetric padding, None) or ([0...], torch pad list from the last axis)."""
-    half = len(pads) // 2
-    begin, end = list(pads[:half]), list(pads[half:])
-    if begin == end:
-        return begin, None
-    flat: list[int] = []
-    for b, e in zip(reversed(begin), reversed(end), strict=True):
-        flat += [b, e]
-    return [0] * half, flat
-
-
-def _explicit_pads(node: ir.Node, rank: int) -> list[int]:
-    mode = attribute(node, "auto_pad", "NOTSET")
-    if mode not in ("NOTSET", "VALID", ""):
-        raise UnsupportedOperatorError(
-            f"{node.op_type} (node {node.name!r}) has auto_pad={mode}; explicit pads are needed"
-        )
-    return list(attribute(node, "pads", [0] * (2 * rank)))
-
-
 @rule("Conv")
 def _conv(node: ir.Node) -> Operation:
-    weight = node.inputs[1]
-    if weight is None or weight.shape is None or len(weight.shape) != 4:
-        raise UnsupportedOperatorError(f"Conv (node {node.name!r}): only two-dimensional convolutions are supported")
-    stride = tuple(attribute(node, "strides", [1, 1]))
-    dilation = tuple(attribute(node, "dilations", [1, 1]))
-    groups = int(attribute(node, "group", 1))
-    padding, extra = split_pads(_explicit_pads(node, 2))
-
-    def conv(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-        if extra is not None:
-            x = F.pad(x, extra)
-        if depthwise.takes(x, w, stride, dilation, groups):
-            return depthwise.depthwise5(x, w, b, stride[0], (padding[0], padding[1]))
-        return F.conv2d(x, w, b, stride, tuple(padding), dilation, groups)
-
-    return conv
+    return Convolution(node)
 
 
 @rule("Gemm")
@@ -199,9 +164,34 @@ def _softmax(node: ir.Node) -> Operation:
     return lambda x: F.softmax(x, axis)
 
 
+class _GlobalMean(torch.autograd.Function):
+    """Mean over height and width. The gradient is a view of one number a channel: who adds it to another reads no more.
+
+    PyTorch's own writes it out, in NCHW order, which channels-last memory then pays for with a transposing copy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        return F.adaptive_avg_pool2d(x, 1)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        _, _, height, width = ctx.shape
+        gradient: Tensor = (g / (height * width)).expand(ctx.shape)
+        return gradient
+
+
+def _global_mean(x: Tensor) -> Tensor:
+    if x.ndim != 4 or not (torch.is_grad_enabled() and x.requires_grad):
+        return F.adaptive_avg_pool2d(x, 1)
+    mean: Tensor = _GlobalMean.apply(x)  # type: ignore[no-untyped-call]
+    return mean
+
+
 @rule("GlobalAveragePool")
 def _global_average_pool(node: ir.Node) -> Operation:
-    return lambda x: F.adaptive_avg_pool2d(x, 1)
+    return _global_mean
 
 
 @rule("GlobalMaxPool")
@@ -215,7 +205,7 @@ def _max_pool(node: ir.Node) -> Operation:
     stride = tuple(attribute(node, "strides", [1] * len(kernel)))
     dilation = tuple(attribute(node, "dilations", [1] * len(kernel)))
     ceil_mode = bool(attribute(node, "ceil_mode", 0))
-    padding, extra = split_pads(_explicit_pads(node, len(kernel)))
+    padding, extra = split_pads(explicit_pads(node, len(kernel)))
 
     def max_pool(x: Tensor) -> Tensor:
         if extra is not None:
@@ -231,7 +221,7 @@ def _average_pool(node: ir.Node) -> Operation:
     stride = tuple(attribute(node, "strides", [1] * len(kernel)))
     ceil_mode = bool(attribute(node, "ceil_mode", 0))
     include = bool(attribute(node, "count_include_pad", 0))
-    padding, extra = split_pads(_explicit_pads(node, len(kernel)))
+    padding, extra = split_pads(explicit_pads(node, len(kernel)))
 
     def average_pool(x: Tensor) -> Tensor:
         if extra is None:

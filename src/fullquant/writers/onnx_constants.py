@@ -30,6 +30,11 @@ def storage_offset(spec: QuantSpec, storage: StorageType, tensor: str) -> int:
     raise ExportError(f"{tensor!r} has the grid [{spec.qmin}, {spec.qmax}], which {storage} cannot hold; use 8 bits")
 
 
+def own_storage(spec: QuantSpec) -> StorageType:
+    """The type that holds a grid of 8 bits without an offset."""
+    return "uint8" if spec.qmin >= 0 else "int8"
+
+
 @dataclass
 class NameRegister:
     """Names of a graph; hands out new ones that nothing else has."""

@@ -37,11 +37,12 @@ _MAX_BYTES = 2**31 - 1
 
 
 LAYOUTS: Mapping[Runtime, Layout] = {
-    "onnxruntime": Layout(integer_clamp=True, int32_bias=True, zero_point_free=False),
-    # Measured on three networks (OpenVINO 2026 on AVX2): as fast as with float clamps, which it could fuse as well.
-    "openvino": Layout(integer_clamp=True, int32_bias=True, zero_point_free=False),
+    "onnxruntime": Layout(integer_clamp=True, int32_bias=True, zero_point_free=False, storage="uint8"),
+    # OpenVINO fuses float clamps into the layer, and a clamp of integers only now and then; zero points cost it time
+    # (docs/performance.md).
+    "openvino": Layout(integer_clamp=False, int32_bias=True, zero_point_free=False, storage=None),
     # TensorRT allows Q and DQ in pairs only, with zero points 0, and no integer constants but int8.
-    "tensorrt": Layout(integer_clamp=False, int32_bias=False, zero_point_free=True),
+    "tensorrt": Layout(integer_clamp=False, int32_bias=False, zero_point_free=True, storage="int8"),
 }
 
 
@@ -87,11 +88,12 @@ def build_onnx(
     float32. Computed node by node in float, the file is the simulation: the integer forms are the runtime's business.
 
     weight_type: storage of the weights of Conv, Gemm and MatMul; uint8 holds q + 128.
-    activation_type: storage of activations, uint8 (q + 128 for a signed grid) by default, int8 for TensorRT.
+    activation_type: storage of activations; by default uint8 (q + 128 for a signed grid), for OpenVINO that of each
+        grid, for TensorRT int8.
     Raises ExportError where the placement cannot be expressed, or a bias exceeds 32 bits; the message names the tensor.
     """
     layout = LAYOUTS[runtime]
-    storage: StorageType = activation_type or ("int8" if layout.zero_point_free else "uint8")
+    storage = activation_type or layout.storage
     if layout.zero_point_free and (storage != "int8" or weight_type != "int8"):
         raise ExportError(
             f"{runtime} takes int8 with zero point 0 only; leave weight_type and activation_type as they are"

@@ -142,12 +142,22 @@ class Emitter:
         Every part gets the abs-max of the node's first output as `out_threshold`: the parts become one kernel, whose
         output scale that is. Paddle Lite needs it on the operators around a tensor without Q/DQ (a convolution and its
         bias, a `fused` tensor and its ReLU): where it is missing on one of them, that one falls back to float.
-        It would hold for an output XShape too, which is no real tensor; such operators have Q/DQ on both sides anyway.
+        It holds for all outputs of an operator, so beside an output XShape, which is no real tensor, the name that
+        means `Out` alone stands in its place.
         """
         threshold = self._quantization.threshold(str(self.node.outputs[0].name))
-        if threshold is not None and "XShape" not in outputs:
-            attributes["out_threshold"] = threshold
+        if threshold is not None:
+            attributes["Out0_threshold" if "XShape" in outputs else "out_threshold"] = threshold
         self.builder.add_operator(kind, inputs, outputs, attributes)
+
+    def product(self, kind: str, parameters: tuple[str, str, str], target: str, **attributes: Attribute) -> None:
+        """Adds the convolution or matrix product of inputs 0 and 1 that is written to the variable `target`.
+
+        parameters: what the operator calls its first input, its second one, and its output.
+        """
+        first, second, output = parameters
+        inputs = {first: [self.read(0)], second: [self.read(1)]}
+        self.op(kind, inputs, {output: [target]}, **attributes)
 
     # --- variables -------------------------------------------------------------------------------------------------
 

@@ -38,10 +38,10 @@ def convolution(emit: Emitter) -> None:
     depthwise = groups > 1 and group_channels == 1 and channels_out % groups == 0
     bias = emit.bias(2, 1)
     target = emit.output() if bias is None else emit.temporary("without_bias")
-    emit.op(
+    emit.product(
         "depthwise_conv2d" if depthwise else "conv2d",
-        {"Input": [emit.read(0)], "Filter": [emit.read(1)]},
-        {"Output": [target]},
+        ("Input", "Filter", "Output"),
+        target,
         strides=emit.ints_attribute("strides", [1, 1]),
         paddings=paddle_paddings(emit),
         dilations=emit.ints_attribute("dilations", [1, 1]),
@@ -83,8 +83,7 @@ def matrix_product(emit: Emitter) -> None:
 
 
 def _matmul(emit: Emitter, target: str, transposed: bool) -> None:
-    inputs = {"X": [emit.read(0)], "Y": [emit.read(1)]}
-    emit.op("matmul_v2", inputs, {"Out": [target]}, trans_x=False, trans_y=transposed)
+    emit.product("matmul_v2", ("X", "Y", "Out"), target, trans_x=False, trans_y=transposed)
 
 
 def pool(kind: str) -> Callable[[Emitter], None]:

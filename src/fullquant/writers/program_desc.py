@@ -1,7 +1,8 @@
 """Writes a graph as Paddle's legacy program (`*.pdmodel` + `*.pdiparams`), float or int8.
 
 The int8 form is PaddleSlim's `onnx_format`: quantize_linear / dequantize_linear pairs behind every placed tensor, the
-graph outputs included, and weights that are stored as int8 with a dequantize_linear behind them. Paddle Inference runs
+graph outputs included, and weights that are stored as int8 with a dequantize_linear behind them. The older form is in
+`paddle_fake_quantize`. Paddle Inference runs
 it with the roundings as written; Paddle Lite turns the pairs into scales of its int8 kernels.
 """
 
@@ -19,8 +20,10 @@ from fullquant.placement.decision import Placement
 from fullquant.writers.atomic import atomic_files, refuse_source_files
 from fullquant.writers.paddle_builder import PaddleProgram, ProgramBuilder
 from fullquant.writers.paddle_emitter import Emitter
+from fullquant.writers.paddle_fake_quantize import FakeQuantizeEmitter
 from fullquant.writers.paddle_ops import write_node
 from fullquant.writers.paddle_quantization import Quantization
+from fullquant.writers.pir import pir_json
 
 
 def write_paddle(
@@ -29,28 +32,40 @@ def write_paddle(
     qparams: Mapping[str, QParams],
     model_path: str | os.PathLike[str],
     params_path: str | os.PathLike[str],
+    *,
+    json_path: str | os.PathLike[str] | None = None,
+    onnx_format: bool = True,
 ) -> None:
     """Writes `model` as `model_path` (*.pdmodel) and `params_path` (*.pdiparams), both or neither.
 
+    json_path: where to write the same program in Paddle 3's form, which uses the same parameter file.
+
     placement: None writes the float model; else every placed tensor gets its Q/DQ, with the scales in `qparams`.
+    onnx_format: False writes the older form, see `paddle_fake_quantize`.
     Raises ExportError: an operator, grid or missing scale that Paddle's format cannot hold, a file that cannot be
     written, or one that belongs to the model that was read.
     """
-    refuse_source_files(model.metadata_props.get("fullquant.source"), model_path, params_path)
-    program = build_paddle(model, placement, qparams)
-    with atomic_files(model_path, params_path) as (model_file, params_file):
+    paths = [model_path, params_path, *([] if json_path is None else [json_path])]
+    refuse_source_files(model.metadata_props.get("fullquant.source"), *paths)
+    program = build_paddle(model, placement, qparams, onnx_format=onnx_format)
+    with atomic_files(*paths) as (model_file, params_file, *json_file):
         model_file.write_bytes(program.desc.SerializeToString(deterministic=True))
         with params_file.open("wb") as stream:
             write_combined(stream, program.parameters)
+        for file in json_file:
+            file.write_bytes(pir_json(program))
 
 
-def build_paddle(model: ir.Model, placement: Placement | None, qparams: Mapping[str, QParams]) -> PaddleProgram:
+def build_paddle(
+    model: ir.Model, placement: Placement | None, qparams: Mapping[str, QParams], *, onnx_format: bool = True
+) -> PaddleProgram:
     """The program and parameters that `write_paddle` writes. The model is not changed."""
     graph = model.graph
     if not graph.inputs or not graph.outputs:
         raise ExportError("the graph has no inputs or no outputs; a Paddle program needs both")
     builder = ProgramBuilder(taken=_names(graph))
-    emit = Emitter(builder, Quantization(placement, qparams))
+    form = Emitter if onnx_format else FakeQuantizeEmitter
+    emit = form(builder, Quantization(placement, qparams))
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     for value in inputs:
         emit.define(value)

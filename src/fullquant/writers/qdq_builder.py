@@ -12,9 +12,9 @@ from fullquant.errors import ExportError
 from fullquant.graph.clip import clip_bounds
 from fullquant.graph.edit import consumers, input_at, producer_of, taken_names, value_name
 from fullquant.numerics import affine
-from fullquant.numerics.qparams import FloatArray, QParams
+from fullquant.numerics.qparams import FloatArray, QParams, QuantSpec
 from fullquant.placement.decision import Decision, Placement
-from fullquant.writers.onnx_constants import ConstantWriter, NameRegister, StorageType, storage_offset
+from fullquant.writers.onnx_constants import ConstantWriter, NameRegister, StorageType, own_storage, storage_offset
 
 _DTYPES = {"int8": ir.DataType.INT8, "uint8": ir.DataType.UINT8}
 
@@ -26,11 +26,13 @@ class Layout:
     integer_clamp: Relu and Clip act on the integers, behind QuantizeLinear.
     int32_bias: biases are int32 constants; else float32 ones with the same, rounded values.
     zero_point_free: every zero point must be 0, so activations are int8.
+    storage: of activations: one type for all, or None: that of each grid, so that a symmetric one has zero point 0.
     """
 
     integer_clamp: bool
     int32_bias: bool
     zero_point_free: bool
+    storage: StorageType | None
 
 
 class QdqBuilder:
@@ -42,7 +44,7 @@ class QdqBuilder:
         placement: Placement,
         qparams: Mapping[str, QParams],
         layout: Layout,
-        storage: StorageType,
+        storage: StorageType | None,
         weight_type: StorageType,
     ) -> None:
         self.graph, self.placement, self.qparams = graph, placement, qparams
@@ -92,6 +94,9 @@ class QdqBuilder:
             raise ExportError(f"{tensor!r} has a scale per channel, which no runtime takes for activations")
         return params
 
+    def _storage(self, spec: QuantSpec) -> StorageType:
+        return self.storage or own_storage(spec)
+
     def _decision(self, value: ir.Value | None) -> Decision | None:
         decision = None if value is None or not value.name else self.placement.get(value.name)
         return None if decision is None or decision.spec is None else decision
@@ -111,10 +116,9 @@ class QdqBuilder:
             if value is None or decision is None or decision.kind != "weight":
                 continue
             is_weight = index == 1 and node.op_type in ("Conv", "Gemm", "MatMul")
-            storage = self.weight_type if is_weight else self.storage
-            node.replace_input_with(
-                index, self.constants.quantized(node, value, self._params(value_name(value)), storage)
-            )
+            params = self._params(value_name(value))
+            storage = self.weight_type if is_weight else self._storage(params.spec)
+            node.replace_input_with(index, self.constants.quantized(node, value, params, storage))
 
     def _write_bias(self, node: ir.Node) -> None:
         """The bias of Conv and Gemm, and the constant that an Add puts on a product of MatMul."""
@@ -200,7 +204,7 @@ class QdqBuilder:
         integers = self._insert(
             cursor, "QuantizeLinear", [source, *self._grid(tensor)], f"{tensor}.quantize", f"{tensor}.quantized", value
         )
-        integers.type = ir.TensorType(_DTYPES[self.storage])
+        integers.type = ir.TensorType(_DTYPES[self._storage(params.spec)])
         return self._clip(cursor, tensor, integers, bounds) if self.layout.integer_clamp else integers
 
     def _clip(self, cursor: _Cursor, tensor: str, integers: ir.Value, bounds: tuple[int, int]) -> ir.Value:
@@ -208,25 +212,27 @@ class QdqBuilder:
         params = self._activation_params(tensor)
         if self._covers_storage(params, bounds):
             return integers
-        offset = storage_offset(params.spec, self.storage, tensor)
+        storage = self._storage(params.spec)
+        offset = storage_offset(params.spec, storage, tensor)
         ends = [
-            self.constants.initializer(f"{tensor}.{name}", np.asarray(bound + offset, dtype=self.storage))
+            self.constants.initializer(f"{tensor}.{name}", np.asarray(bound + offset, dtype=storage))
             for name, bound in zip(("qmin", "qmax"), bounds, strict=True)
         ]
         return self._insert(cursor, "Clip", [integers, *ends], f"{tensor}.clamp", f"{tensor}.clamped", integers)
 
     def _covers_storage(self, params: QParams, bounds: tuple[int, int]) -> bool:
         """Whether QuantizeLinear's own saturation ends at the bounds."""
-        offset = storage_offset(params.spec, self.storage, "a tensor")
-        low, high = (0, 255) if self.storage == "uint8" else (-128, 127)
+        storage = self._storage(params.spec)
+        offset = storage_offset(params.spec, storage, "a tensor")
+        low, high = (0, 255) if storage == "uint8" else (-128, 127)
         return bounds[0] + offset <= low and bounds[1] + offset >= high
 
     def _grid(self, tensor: str) -> tuple[ir.Value, ir.Value]:
         """Scale and zero point of a tensor as initializers, shared by its QuantizeLinear and DequantizeLinear."""
         if tensor not in self.grids:
             params = self._activation_params(tensor)
-            offset = storage_offset(params.spec, self.storage, tensor)
-            zero_point = (params.zero_point + offset).astype(self.storage)
+            storage = self._storage(params.spec)
+            zero_point = (params.zero_point + storage_offset(params.spec, storage, tensor)).astype(storage)
             if self.layout.zero_point_free and np.any(zero_point != 0):
                 raise ExportError(f"{tensor!r} has a zero point other than 0; place symmetric grids for this runtime")
             self.grids[tensor] = (

@@ -65,6 +65,14 @@ class OpContext:
             raise self.unsupported(f"input {parameter!r} is computed by the model, a constant is needed")
         return array
 
+    def constants(self, parameter: str) -> list[Array]:
+        """The contents of an input that takes several variables; all must be known before the model runs."""
+        arrays = [self._builder.constant(name) for name in self.op.inputs.get(parameter, ())]
+        known = [array for array in arrays if array is not None]
+        if len(known) != len(arrays):
+            raise self.unsupported(f"input {parameter!r} is computed by the model, constants are needed")
+        return known
+
     # -- attributes ---------------------------------------------------------------------------------------------
 
     def attr(self, name: str) -> AttrValue:

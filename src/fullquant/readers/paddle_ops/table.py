@@ -218,9 +218,30 @@ _SHAPES = (
     Operator(("pad3d",), padding.pad3d, ("pad3d",), ("X", _PADDINGS)),
 )
 
+_FAKE = ("X", "InScale")
 _QUANTIZATION = (
     Operator(("quantize_linear",), quantize.quantize, ("quantize_linear",), ("X", "Scale", "ZeroPoint"), ("Y",)),
     Operator(("dequantize_linear",), quantize.dequantize, ("dequantize_linear",), ("X", "Scale", "ZeroPoint"), ("Y",)),
+    # the older form; Paddle 3 programs of fullquant have the last three
+    Operator(
+        ("fake_quantize_moving_average_abs_max",),
+        quantize.fake_quantize,
+        ("fake_quantize_moving_average_abs_max",),
+        _FAKE,
+    ),
+    Operator(
+        ("fake_quantize_dequantize_moving_average_abs_max",),
+        quantize.fake_quantize_dequantize,
+        ("fake_quantize_dequantize_moving_average_abs_max",),
+        _FAKE,
+    ),
+    Operator(("fake_dequantize_max_abs",), quantize.fake_dequantize, ("fake_dequantize_max_abs",), ("X", "Scale")),
+    Operator(
+        ("fake_channel_wise_dequantize_max_abs",),
+        quantize.fake_channel_wise_dequantize,
+        ("fake_channel_wise_dequantize_max_abs",),
+        ("X", "Scales"),
+    ),
 )
 
 ROWS = (*_CONVOLUTION_AND_POOLING, *_ARITHMETIC, *_ACTIVATIONS, *_LINEAR, *_SHAPES, *_QUANTIZATION)

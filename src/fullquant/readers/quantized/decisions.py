@@ -20,6 +20,7 @@ TARGET = "fullquant.target"
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _FUSES = frozenset({"Conv", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div"})
 _CLAMPS = ("Relu", "Clip")
+_FUSED_FUNCTIONS = ("HardSwish",)  # behind Conv and Gemm; targets' tables name them (placement.rules.fused_functions)
 _MOVES = frozenset({
     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "MaxPool", "GlobalMaxPool", "ReduceMax",
     "Identity", "Split", "Gather", "Expand", "Tile", "Concat", "DepthToSpace", *_CLAMPS,
@@ -77,12 +78,14 @@ def _activation(
 
 
 def _fused_reader(value: ir.Value) -> ir.Node | None:
-    """The clamp, or the addition of a constant vector to a product, that alone reads the value."""
+    """The clamp, the function of a layer, or the addition of a constant vector to a product, that alone reads it."""
     uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return None
     node, producer = uses[0].node, value.producer()
     if node.op_type in _CLAMPS:
+        return node
+    if node.op_type in _FUSED_FUNCTIONS and producer is not None and producer.op_type in ("Conv", "Gemm"):
         return node
     is_product = producer is not None and producer.op_type == "MatMul"
     other = input_at(node, 1 - uses[0].idx) if node.op_type == "Add" else None

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 
 from fullquant.numerics.integer import fixed_point, requantize
 from fullquant.numerics.qparams import FloatArray
+from fullquant.runtime.convolution import split_pads
 from fullquant.runtime.integer.tensors import Array, IntegerTensor, Job, Kernel
-from fullquant.runtime.torch_ops import build_operation, split_pads
+from fullquant.runtime.torch_ops import build_operation
 from fullquant.runtime.torch_rules import attribute, ints_input
 
 Tensor = torch.Tensor

@@ -24,7 +24,7 @@ from fullquant.runtime.kernels.fused import (
     sum_backward,
     sum_forward,
 )
-from fullquant.runtime.kernels.rounding import compensated_rounding
+from fullquant.runtime.kernels.rounding import channel_products, compensated_rounding
 from fullquant.runtime.kernels.statistics import (
     add_to_histogram,
     channel_errors,
@@ -32,11 +32,16 @@ from fullquant.runtime.kernels.statistics import (
     error_dots,
     value_range,
 )
+from fullquant.runtime.kernels.vectors import use_whole_vectors
+
+# In time: what is imported above is compiled when it is called.
+use_whole_vectors()
 
 __all__ = [
     "add_to_histogram",
     "channel_errors",
     "channel_moments",
+    "channel_products",
     "channels_backward",
     "channels_forward",
     "compensated_rounding",

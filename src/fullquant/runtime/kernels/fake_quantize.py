@@ -13,6 +13,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from fullquant.runtime.kernels.division import quotient
+
 Array = npt.NDArray[np.float32]
 
 # reassoc lets the gradient sums become vector sums. No nnan: a NaN must reach the loss, where it stops the run;
@@ -35,16 +37,25 @@ def float32(*values: float) -> tuple[np.float32, ...]:
     return tuple(np.float32(v) for v in values)
 
 
+_ONE = np.float32(1.0)
+
+
+@numba.njit(inline="always")
+def grid_bounds(scale: Any, qlow: Any, qhigh: Any, low: Any, high: Any) -> Any:
+    """(low, high) of clamp(x, low, high) / scale, rounded, inside the grid: nothing is left to clip after rounding."""
+    least, most = qlow * scale, qhigh * scale
+    return max(low, least), max(min(high, most), least)
+
+
 @numba.njit(fastmath=EXACT, cache=True)
 def _forward(x: Array, y: Array, scale: Any, qlow: Any, qhigh: Any, low: Any, high: Any) -> None:
+    inverse = _ONE / scale
+    low, high = grid_bounds(scale, qlow, qhigh, low, high)
     for i in range(x.shape[0]):
         v = x[i]
         v = low if v < low else v
         v = high if v > high else v
-        q = np.rint(v / scale)
-        q = qlow if q < qlow else q
-        q = qhigh if q > qhigh else q
-        y[i] = q * scale
+        y[i] = np.rint(quotient(v, scale, inverse)) * scale
 
 
 @numba.njit(parallel=True, fastmath=EXACT, cache=True)
@@ -65,10 +76,13 @@ def _backward(
     x: Array, g: Array, gx: Array, scale: Any, qlow: Any, qhigh: Any, low: Any, high: Any, inside: Any
 ) -> Any:
     total = np.float32(0.0)
+    inverse = _ONE / scale
+    # One step beyond the grid says as much as infinity, and has a quotient.
+    least, most = max(low, (qlow - _ONE) * scale), min(high, (qhigh + _ONE) * scale)
     for i in range(x.shape[0]):
         u = x[i]
-        v = low if u < low else u
-        v = (high if v > high else v) / scale
+        v = least if u < least else u
+        v = quotient(most if v > most else v, scale, inverse)
         below = v < qlow
         above = v > qhigh
         slope = inside * (np.rint(v) - v)
@@ -120,8 +134,9 @@ def tensor_backward(
 @numba.njit(fastmath=FAST, cache=True)
 def _channel_backward(w: Array, g: Array, gw: Array, scale: Any, qlow: Any, qhigh: Any) -> Any:
     total = np.float32(0.0)
+    inverse = _ONE / scale
     for i in range(w.shape[0]):
-        v = w[i] / scale
+        v = quotient(w[i], scale, inverse)
         below = v < qlow
         above = v > qhigh
         slope = np.rint(v) - v

@@ -17,12 +17,13 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from fullquant.runtime.kernels.fake_quantize import CHUNK, EXACT, FAST, Array, float32
+from fullquant.runtime.kernels.division import quotient
+from fullquant.runtime.kernels.fake_quantize import CHUNK, EXACT, FAST, Array, float32, grid_bounds
 
 Partial = npt.NDArray[np.float64]
 
 _ZERO, _HALF, _ONE, _THREE, _SIX = float32(0.0, 0.5, 1.0, 3.0, 6.0)
-(_THIRD,) = float32(1 / 3)
+_THIRD, _SIXTH = float32(1 / 3, 1 / 6)
 
 
 # ---- fake-quantize, HardSwish, fake-quantize -------------------------------------------------------------------------
@@ -32,18 +33,20 @@ _ZERO, _HALF, _ONE, _THREE, _SIX = float32(0.0, 0.5, 1.0, 3.0, 6.0)
 def _hard_swish_forward(
     x: Array, y: Array, scale_in: Any, qlow_in: Any, qhigh_in: Any, scale: Any, qlow: Any, qhigh: Any
 ) -> None:
+    inverse_in, inverse = _ONE / scale_in, _ONE / scale
+    least_in, most_in, least, most = qlow_in * scale_in, qhigh_in * scale_in, qlow * scale, qhigh * scale
     for i in range(x.shape[0]):
-        q = np.rint(x[i] / scale_in)
-        q = qlow_in if q < qlow_in else q
-        q = qhigh_in if q > qhigh_in else q
-        u = q * scale_in
+        v = x[i]
+        v = least_in if v < least_in else v
+        v = most_in if v > most_in else v
+        u = np.rint(quotient(v, scale_in, inverse_in)) * scale_in
         r = u + _THREE
         r = _ZERO if r < _ZERO else r
         r = _SIX if r > _SIX else r
-        q = np.rint(u * r / _SIX / scale)
-        q = qlow if q < qlow else q
-        q = qhigh if q > qhigh else q
-        y[i] = q * scale
+        v = quotient(u * r, _SIX, _SIXTH)
+        v = least if v < least else v
+        v = most if v > most else v
+        y[i] = np.rint(quotient(v, scale, inverse)) * scale
 
 
 @numba.njit(parallel=True, fastmath=EXACT, cache=True)
@@ -69,8 +72,12 @@ def _hard_swish_backward(
     inside: Any,
 ) -> Any:  # fmt: skip
     first = second = _ZERO
+    inverse_in, inverse = _ONE / scale_in, _ONE / scale
+    least_in, most_in = (qlow_in - _ONE) * scale_in, (qhigh_in + _ONE) * scale_in
     for i in range(x.shape[0]):
-        v = x[i] / scale_in
+        v = x[i]
+        v = least_in if v < least_in else v
+        v = quotient(most_in if v > most_in else v, scale_in, inverse_in)
         low_in, high_in = v < qlow_in, v > qhigh_in
         q = np.rint(v)
         c = qlow_in if low_in else q
@@ -79,7 +86,7 @@ def _hard_swish_backward(
         r = u + _THREE
         r = _ZERO if r < _ZERO else r
         r = _SIX if r > _SIX else r
-        w = u * r / _SIX / scale
+        w = quotient(quotient(u * r, _SIX, _SIXTH), scale, inverse)
         low, high = w < qlow, w > qhigh
         slope = inside * (np.rint(w) - w)
         slope = qlow if low else slope
@@ -130,14 +137,13 @@ def hard_swish_backward(
 
 @numba.njit(fastmath=EXACT, cache=True)
 def _sum_forward(p: Array, r: Array, y: Array, scale: Any, qlow: Any, qhigh: Any, low: Any, high: Any) -> None:
+    inverse = _ONE / scale
+    low, high = grid_bounds(scale, qlow, qhigh, low, high)
     for i in range(p.shape[0]):
         v = p[i] + r[i]
         v = low if v < low else v
         v = high if v > high else v
-        q = np.rint(v / scale)
-        q = qlow if q < qlow else q
-        q = qhigh if q > qhigh else q
-        y[i] = q * scale
+        y[i] = np.rint(quotient(v, scale, inverse)) * scale
 
 
 @numba.njit(parallel=True, fastmath=EXACT, cache=True)
@@ -200,11 +206,12 @@ def sum_backward(
 
 @numba.njit(fastmath=EXACT, cache=True)
 def _scaled_forward(x: Array, s: Array, y: Array, scale: Any, qlow: Any, qhigh: Any) -> None:
+    inverse, least, most = _ONE / scale, qlow * scale, qhigh * scale
     for c in range(x.shape[0]):
-        q = np.rint(x[c] * s[c] / scale)
-        q = qlow if q < qlow else q
-        q = qhigh if q > qhigh else q
-        y[c] = q * scale
+        v = x[c] * s[c]
+        v = least if v < least else v
+        v = most if v > most else v
+        y[c] = np.rint(quotient(v, scale, inverse)) * scale
 
 
 @numba.njit(parallel=True, fastmath=EXACT, cache=True)
@@ -225,8 +232,11 @@ def _scaled_backward(
     x: Array, s: Array, g: Array, gx: Array, gs: Array, scale: Any, qlow: Any, qhigh: Any, inside: Any
 ) -> Any:
     total = _ZERO
+    inverse, least, most = _ONE / scale, (qlow - _ONE) * scale, (qhigh + _ONE) * scale
     for c in range(x.shape[0]):
-        v = x[c] * s[c] / scale
+        v = x[c] * s[c]
+        v = least if v < least else v
+        v = quotient(most if v > most else v, scale, inverse)
         below, above = v < qlow, v > qhigh
         slope = inside * (np.rint(v) - v)
         slope = qlow if below else slope

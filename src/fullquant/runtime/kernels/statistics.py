@@ -11,46 +11,45 @@ import numpy.typing as npt
 
 from fullquant.runtime.kernels.fake_quantize import CHUNK, EXACT, FAST, Array
 
+Integers = npt.NDArray[np.int32]
+
 # Histograms that one job fills in turn.
 _LANES = 4
 
 
-@numba.njit(fastmath=EXACT, cache=True)
-def _unknown(x: Array) -> Any:
-    found = 0
-    for i in range(x.shape[0]):
-        found += x[i] != x[i]  # only NaN differs from itself
-    return found
-
-
-# Without NaN the smallest and the largest value become vector instructions.
-@numba.njit(fastmath=FAST | {"nnan"}, cache=True)
-def _ends(x: Array) -> Any:
-    low = high = x[0]
-    for i in range(x.shape[0]):
-        low = x[i] if x[i] < low else low
-        high = x[i] if x[i] > high else high
-    return low, high
+# Floats in the order of their bits as integers: negative ones are turned round. NaN lies beyond the infinities, so that
+# one pass without comparisons of floats, which become vector instructions, finds both ends and every NaN.
+@numba.njit(cache=True)
+def _key(bits: Any) -> Any:
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
 @numba.njit(cache=True)
-def _chunk_range(x: Array) -> Any:
-    return _ends(x) if _unknown(x) == 0 else (np.float32(np.nan), np.float32(np.nan))
+def _chunk_range(bits: Integers) -> Any:
+    low = high = _key(bits[0])
+    for i in range(bits.shape[0]):
+        k = _key(bits[i])
+        low = k if k < low else low
+        high = k if k > high else high
+    return low, high
 
 
 @numba.njit(parallel=True, cache=True)
-def _range(x: Array, low: Array, high: Array) -> None:
-    n = x.shape[0]
+def _range(bits: Integers, low: Integers, high: Integers) -> None:
+    n = bits.shape[0]
     for c in numba.prange(low.shape[0]):
-        low[c], high[c] = _chunk_range(x[c * CHUNK : min(n, (c + 1) * CHUNK)])
+        low[c], high[c] = _chunk_range(bits[c * CHUNK : min(n, (c + 1) * CHUNK)])
 
 
 def value_range(x: Array) -> tuple[float, float]:
     """(min, max) of a one-dimensional array; NaN where it holds one."""
     chunks = (x.shape[0] + CHUNK - 1) // CHUNK
-    low, high = np.empty(chunks, np.float32), np.empty(chunks, np.float32)
-    _range(x, low, high)
-    return float(low.min()), float(high.max())
+    low, high = np.empty(chunks, np.int32), np.empty(chunks, np.int32)
+    _range(x.view(np.int32), low, high)
+    ends = np.array([low.min(), high.max()], np.int32)
+    ends ^= (ends >> 31) & 0x7FFFFFFF
+    smallest, largest = ends.view(np.float32).tolist()
+    return (math.nan, math.nan) if math.isnan(smallest) or math.isnan(largest) else (smallest, largest)
 
 
 @numba.njit(fastmath=EXACT, cache=True)
