@@ -86,25 +86,24 @@ OPTIONS: list[dict[str, Any]] = [
     {"full": False},
     {"skip_patterns": ("conv_2", "gemm")},
 ]
+FORMS: list[tuple[str, dict[str, Any]]] = [
+    ("paddle_lite", {}),
+    ("paddle_lite", {"weight_type": "uint8"}),
+    ("paddle_lite", {"activation_type": "int8"}),
+    ("tensorrt", {"runtime": "tensorrt"}),
+    ("onnxruntime", {}),
+    ("onnxruntime", {"activation_type": "int8", "weight_type": "uint8"}),
+    ("openvino", {"runtime": "openvino"}),
+]
+# Every option in the two usual forms, every form with two options.
+CASES = [(t, form, o) for t, form in (FORMS[0], FORMS[4]) for o in OPTIONS]
+CASES += [(t, form, o) for t, form in FORMS if (t, form) not in (FORMS[0], FORMS[4]) for o in (OPTIONS[0], OPTIONS[4])]
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize(
-    ("target", "form"),
-    [
-        ("paddle_lite", {}),
-        ("paddle_lite", {"weight_type": "uint8"}),
-        ("paddle_lite", {"activation_type": "int8"}),
-        ("tensorrt", {"runtime": "tensorrt"}),
-        ("onnxruntime", {}),
-        ("onnxruntime", {"activation_type": "int8", "weight_type": "uint8"}),
-        ("openvino", {"runtime": "openvino"}),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("target", "form", "options"), CASES, ids=str)
 def test_an_onnx_file_read_back_is_the_simulation(
-    name: str, options: dict[str, Any], target: str, form: dict[str, Any], tmp_path: Path
+    name: str, target: str, form: dict[str, Any], options: dict[str, Any], tmp_path: Path
 ) -> None:
     model = toy(name)
     placement, qparams, inputs = quantized(model, target, **options)

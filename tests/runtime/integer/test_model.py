@@ -107,6 +107,19 @@ def test_a_layer_with_a_float_output_keeps_its_clamp() -> None:
     assert one.compare(integer).first_departure() is None
 
 
+def test_a_function_on_the_sums_is_computed_in_float_and_named() -> None:
+    """OpenVINO's convolutions take HardSwish in: exact sums, the function in float, one rounding."""
+    one = placed(toy("mobile"), "openvino")
+    assert one.placement["c0"].fused
+    integer = one.integer()
+    assert [(f.node, f.reason) for f in integer.float_nodes] == [
+        ("conv_0", "HardSwish is computed in float on its sums, as on the target")
+    ]
+    comparison = one.compare(integer)
+    assert comparison.first_departure() is None
+    assert {row.tensor: row for row in comparison.rows()}["h0"].equal_share > 0.999
+
+
 def test_an_unknown_tensor_is_named() -> None:
     one = operator("add")
     with pytest.raises(ModelError, match="no tensor 'z'"):

@@ -16,7 +16,16 @@ from fullquant.errors import AccumulatorOverflowError, EngineError
 from fullquant.graph.edit import attribute_float, attribute_int
 from fullquant.numerics.integer import FixedPoint, fixed_point, overflow, requantize
 from fullquant.numerics.qparams import FloatArray, IntArray
-from fullquant.runtime.integer.tensors import Array, IntegerTensor, Job, Kernel, Operand, RefusalError, storage
+from fullquant.runtime.integer.tensors import (
+    Array,
+    IntegerTensor,
+    Job,
+    Kernel,
+    Operand,
+    RefusalError,
+    storage,
+    to_integer,
+)
 from fullquant.runtime.kernels.requantize import requantize_rows
 from fullquant.runtime.torch_ops import build_operation
 
@@ -57,7 +66,7 @@ class _Requantizer:
             self.factor = FixedPoint(np.array(factor.multiplier), np.array(factor.shift), factor.exact)
 
     def __call__(self, sums: Array) -> Array:
-        if self.factor is None or self.job.rounding != "nearest_even":
+        if self.factor is None or self.job.function is not None or self.job.rounding != "nearest_even":
             return self._any(sums)
         out = np.empty(sums.shape, dtype=storage(self.job.grid))
         factor = self.factor
@@ -73,9 +82,16 @@ class _Requantizer:
         broken = 0 if sums.dtype == np.int64 else int(np.count_nonzero(total != sums))
         total = total + self.bias
         self._check(broken, overflow(total))
-        if self.factor is None:
-            return np.clip((total * self.scale).astype(np.float32), *np.asarray(self.job.bounds, np.float32))
+        if self.factor is None or self.job.function is not None:
+            return self._in_float(np.asarray((total * self.scale).astype(np.float32)))
         return self.job.finish(requantize(total, self.factor, self.job.rounding))
+
+    def _in_float(self, real: FloatArray) -> Array:
+        """What is computed on the real sums: a function, or nothing, and the clamp; rounded where there is a grid."""
+        if self.job.function is not None:
+            real = self.job.function(torch.from_numpy(real)).numpy()
+        real = np.clip(real, *np.asarray(self.job.bounds, np.float32))
+        return real if self.job.out is None else to_integer(real, self.job.out).q
 
     def _check(self, broken: int, beyond: int) -> None:
         if broken:

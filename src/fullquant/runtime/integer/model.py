@@ -52,12 +52,12 @@ class IntegerModel:
     @property
     def float_nodes(self) -> tuple[FloatNode, ...]:
         """What is computed in float, in order of computation; empty for a fully integer model."""
-        return tuple(FloatNode(str(s.node.name), s.node.op_type, s.why) for s in self._steps if not s.integer)
+        return tuple(FloatNode(str(s.node.name), s.node.op_type, s.why) for s in self._steps if s.why)
 
     @property
     def integer_nodes(self) -> int:
         """How many steps, a layer with its clamp being one, compute integers from integers."""
-        return sum(step.integer for step in self._steps)
+        return sum(not step.why for step in self._steps)
 
     def placed(self) -> dict[str, QParams]:
         """{tensor: its grid} of every computed tensor that is held in integers, in order of computation."""

@@ -53,8 +53,8 @@ class Step:
     """One node, or a layer with what is fused behind it.
 
     run: gets an IntegerTensor or a float array for each of `reads`; returns an array for each of `outputs`: stored
-    integers if `integer`, floats otherwise. why: the reason where the arithmetic is float. free: tensors that nothing
-    reads after this step.
+    integers if `integer`, floats otherwise. why: the reason where a part of the arithmetic, or the result, is float.
+    free: tensors that nothing reads after this step.
     """
 
     node: ir.Node
@@ -121,11 +121,13 @@ class Planner:
         reads, operands, extra = self._operands(node)
         if not reads:
             raise RefusalError("it reads constants only")
-        last, bounds, bias = self._fused(node)
+        last, bounds, bias, function = self._fused(node)
         outputs = [value_name(v) for v in last.outputs if v.name]
         out = self._out(node, outputs)
         low, high = (0, 0) if out is None else (int(q) for q in affine.quantize(np.asarray(bounds, np.float32), out))
-        job = Job(node, operands, out, bounds, low, high, self._bias(node, bias, operands), self.rounding)
+        bias_integers = self._bias(node, bias, operands)
+        operation = None if function is None else build_operation(function)
+        job = Job(node, operands, out, bounds, low, high, bias_integers, self.rounding, operation)
         kernel: Kernel = move(job, extra) if node.op_type in MOVES else builder(job)
         for other in self._chain(node):
             self._taken.add(str(other.name))
@@ -134,7 +136,8 @@ class Planner:
             result = kernel([value for value in values if isinstance(value, IntegerTensor)])
             return result if isinstance(result, list | tuple) else [result]  # type: ignore[list-item]
 
-        return Step(node, reads, outputs, run, out is not None, "" if out is not None else "its output stays float")
+        why = "" if function is None else f"{function.op_type} is computed in float on its sums, as on the target"
+        return Step(node, reads, outputs, run, out is not None, why if out is not None else "its output stays float")
 
     def _operands(self, node: ir.Node) -> tuple[list[Read], list[Operand], list[torch.Tensor]]:
         """(computed tensors, operands with the constants among them, constants of other types)."""
@@ -183,22 +186,26 @@ class Planner:
             found.append(node)
         return found
 
-    def _fused(self, node: ir.Node) -> tuple[ir.Node, tuple[float, float], FloatArray | None]:
-        """(the last node of the kernel, the bounds of its clamp, the constant that is added to a product)."""
-        low, high, bias = -np.inf, np.inf, None
+    def _fused(self, node: ir.Node) -> tuple[ir.Node, tuple[float, float], FloatArray | None, ir.Node | None]:
+        """(the last node of the kernel, the bounds of its clamp, the constant added to a product, its function)."""
+        low, high, bias, function = -np.inf, np.inf, None, None
         last = node
         for other in self._chain(node):
             bounds = clip_bounds(other)
+            if function is not None:
+                raise RefusalError(f"{other.op_type} is fused behind a function, which has no integer form")
             if bounds is not None:
                 low, high = max(low, bounds[1]), min(high, bounds[2])
             elif other.op_type == "Add" and bias is None and node.op_type == "MatMul":
                 bias = next((a for v in other.inputs if (a := constant_value(v)) is not None), None)
                 if bias is None:
                     raise RefusalError("it adds a tensor inside the kernel")
+            elif node.op_type in LINEAR and other.op_type in ELEMENTWISE and len(other.inputs) == 1:
+                function = other
             else:
                 raise RefusalError(f"{other.op_type} is fused behind it, which has no integer form there")
             last = other
-        return last, (low, high), bias
+        return last, (low, high), bias, function
 
     def _bias(self, node: ir.Node, added: FloatArray | None, operands: Sequence[Operand]) -> IntArray | None:
         """round(b / (s_x s_w)) of a layer, (O,), checked against 32 bits."""

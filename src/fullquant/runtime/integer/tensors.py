@@ -13,6 +13,7 @@ import onnx_ir as ir
 from fullquant.numerics import affine
 from fullquant.numerics.integer import Rounding
 from fullquant.numerics.qparams import FloatArray, IntArray, QParams
+from fullquant.runtime.torch_rules import Operation
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -85,7 +86,7 @@ class Job:
 
     operands: the inputs that take part in the arithmetic, in order. out: the grid of the result, None where a layer's
     result stays float. bounds: of the fused clamp, real. low, high: the integers that the clamp and the grid leave.
-    bias: int32 integers, (O,).
+    bias: int32 integers, (O,). function: what a target's layer computes in float on its sums, before it rounds.
     """
 
     node: ir.Node
@@ -96,6 +97,7 @@ class Job:
     high: int
     bias: IntArray | None
     rounding: Rounding
+    function: Operation | None = None
 
     @property
     def grid(self) -> QParams:
