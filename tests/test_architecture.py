@@ -14,7 +14,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "src" / "fullquant"
 LAYERS = (
     ("cli",),
     ("auto_compression",),
-    ("report", "training", "calibration", "evaluation"),
+    ("report", "training", "calibration", "evaluation", "lint"),
     ("runtime",),
     ("readers", "passes", "placement", "writers", "data", "distributed"),
     ("graph", "formats"),
