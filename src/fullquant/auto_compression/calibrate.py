@@ -28,12 +28,13 @@ from fullquant.runtime.simulator import Simulator
 log = logging.getLogger("fullquant")
 FloatArray = npt.NDArray[np.float32]
 
-# Images that candidates are compared on, and whose channel statistics are corrected (one batch that is in memory as a
-# whole): so many of 224x224, more of smaller ones, whose last layers have few pixels to take statistics from.
-_FEWEST, _MOST, _PIXELS = 128, 512, 128 * 224 * 224
-_BATCH = 32
+# Images that candidates are compared on, that tell of expected divergences and of the inputs of layers, and whose
+# channel statistics are corrected (one batch that is in memory as a whole): so many of 224x224, more of smaller ones,
+# whose last layers have few pixels to take statistics from.
+_FEWEST, _MOST, _PIXELS = 64, 512, 64 * 224 * 224
+_BATCH = 16
 # After the first batch of them only so many observers are looked at further, and none so many times behind the best.
-_FINALISTS, _HOPELESS = 3, 1.5
+_FINALISTS, _HOPELESS = 2, 1.5
 # Rounding for the output of the layers mends the means as well: where it takes so much off the divergence, the
 # correction of channel statistics, which takes as long, is not tried.
 _MENDED = 0.7
@@ -78,9 +79,20 @@ class _Calibration:
 
     def __post_init__(self) -> None:
         height, width = self.batches[0].shape[2:]
-        self.some = spread(self.batches, max(_FEWEST, min(_MOST, _PIXELS // (height * width))))
-        own = self.world.own(self.some)
-        self.expected = [(batch, Simulator(self.teacher).predict(batch)) for batch in own]
+        count = max(_FEWEST, min(_MOST, _PIXELS // (height * width)))
+        self.some = spread(self.batches, count)
+        self.observers, outputs = self._look()
+        self.expected = list(zip(self.world.own(self.some), self.world.own(spread(outputs, count)), strict=True))
+
+    def _look(self) -> tuple[dict[str, EveryObserver], list[FloatArray]]:
+        """The float model's one pass over all images: (observers, outputs of each batch)."""
+        settings, outputs = self.settings, list[FloatArray]()
+        observers = observe_activations(
+            self.teacher, self.model, self.placement, self._counted(),
+            lambda: EveryObserver(moving_rate=settings.moving_rate, percentile=settings.percentile), self.world,
+            outputs.append,
+        )  # fmt: skip
+        return observers, self.world.in_order(outputs)
 
     def best(self, correct: bool) -> GraphModule:
         """The nearest of all candidates."""
@@ -118,18 +130,13 @@ class _Calibration:
 
     def _students(self) -> Iterator[tuple[str, GraphModule]]:
         """A student for each observer that the settings name."""
-        settings, teacher = self.settings, self.teacher
-        observers = observe_activations(
-            teacher, self.model, self.placement, self._counted(),
-            lambda: EveryObserver(moving_rate=settings.moving_rate, percentile=settings.percentile), self.world,
-        )  # fmt: skip
         fisher: dict[str, QParams] = {}
-        if "fisher" in settings.candidates:
-            fisher = self.world.on_first(lambda: self._fisher(observers))
-        for name in settings.candidates:
-            found = self.world.on_first(lambda name=name: self._scales(name, observers, fisher))  # type: ignore[misc]
+        if "fisher" in self.settings.candidates:
+            fisher = self.world.on_first(self._fisher)
+        for name in self.settings.candidates:
+            found = self.world.on_first(lambda name=name: self._scales(name, fisher))  # type: ignore[misc]
             student = GraphModule(self.model, placement=self.placement, qparams=found)
-            yield name, student.to(next(teacher.parameters()).device)
+            yield name, student.to(next(self.teacher.parameters()).device)
 
     def _counted(self) -> Iterator[FloatArray]:
         own = self.world.own(self.batches)
@@ -139,14 +146,12 @@ class _Calibration:
                 yield images
                 bar.advance(len(images))
 
-    def _fisher(self, observers: Mapping[str, EveryObserver]) -> dict[str, QParams]:
+    def _fisher(self) -> dict[str, QParams]:
         return fisher_qparams(
-            self.teacher, self.model, self.placement, self.some[::2], observers, probabilities=self.probabilities
+            self.teacher, self.model, self.placement, self.some, self.observers, probabilities=self.probabilities
         )
 
-    def _scales(
-        self, name: str, observers: Mapping[str, EveryObserver], fisher: Mapping[str, QParams]
-    ) -> dict[str, QParams]:
+    def _scales(self, name: str, fisher: Mapping[str, QParams]) -> dict[str, QParams]:
         """All scales by one kind of observer.
 
         An observer that the user names decides alone. `auto` knows better where a tensor is only averaged: a step that
@@ -157,10 +162,10 @@ class _Calibration:
         if name == "fisher":
             activations = dict(fisher)
         else:
-            for observer in observers.values():
+            for observer in self.observers.values():
                 observer.choose(name)
             averaged = averaged_tensors(self.model, self.placement) if fisher else []
-            activations = observed_qparams(observers, self.placement) | {t: fisher[t] for t in averaged}
+            activations = observed_qparams(self.observers, self.placement) | {t: fisher[t] for t in averaged}
         return activations | calibrate_weights(self.model, self.placement, activations)
 
     def _changed(self, base: _Candidate, what: str, change: Callable[[GraphModule], object]) -> _Candidate:

@@ -33,6 +33,8 @@ Tensor = torch.Tensor
 
 # Shares of the observed range that are tried, 9% apart: from a third more, against rounding up that clips, to a sixth.
 _SHARES = np.geomspace(1.35, 1 / 6, 25)
+# All activations of a piece and their gradients are in memory.
+_PIECE = 0.5
 _SMALLEST = 1e-12
 
 
@@ -57,7 +59,7 @@ def fisher_qparams(
     costs = {owner: np.zeros(len(candidates)) for owner, candidates in options.items()}
     random = torch.Generator().manual_seed(seed)
     with _without_weight_gradients(module):
-        for batch in (piece for whole in batches for piece in pieces(whole)):
+        for batch in (piece for whole in batches for piece in pieces(whole, _PIECE)):
             seen = _gradients(module, batch, set(owners), random, probabilities=probabilities)
             for name, (x, g) in seen.items():
                 if name in bounds:

@@ -17,13 +17,8 @@ FloatArray = npt.NDArray[np.float32]
 _PIXELS = 8 * 224 * 224
 
 
-def piece_size(batch: FloatArray) -> int:
-    """How many of the images [N, C, H, W] are a piece: at least one, and what 8 of 224x224 are in pixels."""
-    return max(1, _PIXELS // max(1, int(batch.shape[-1]) * int(batch.shape[-2])))
-
-
-def pieces(batch: FloatArray) -> Iterator[FloatArray]:
-    """The images of a batch, some at a time."""
-    size = piece_size(batch)
+def pieces(batch: FloatArray, share: float = 1.0) -> Iterator[FloatArray]:
+    """The images [N, C, H, W] of a batch, as many at a time as `share` of 8 of 224x224 are in pixels, at least one."""
+    size = max(1, int(share * _PIXELS) // max(1, batch.shape[-1] * batch.shape[-2]))
     for start in range(0, len(batch), size):
         yield batch[start : start + size]
