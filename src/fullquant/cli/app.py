@@ -10,7 +10,7 @@ import typer
 
 from fullquant import __version__
 from fullquant.cli import options as opt
-from fullquant.cli.checking import benchmark
+from fullquant.cli.checking import benchmark, verify
 from fullquant.cli.console import device, one_line_errors, output, run_command_line, show_log, size
 from fullquant.cli.console import output as console_output
 
@@ -288,4 +288,5 @@ def convert(
         raise typer.Exit(1)
 
 
+app.command()(verify)
 app.command()(benchmark)

@@ -9,7 +9,7 @@ and the weights before they were rounded.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -32,11 +32,13 @@ class QuantizedGraph:
     """model: the float graph, weights and biases dequantized (scale * (q - zero_point)), names of the source.
 
     placement: a decision for each float tensor. qparams: the grid of each tensor that owns a scale.
+    places: {rounded activation: names of the file's values that hold it before and after its rounding}.
     """
 
     model: ir.Model
     placement: Placement
     qparams: Mapping[str, QParams]
+    places: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def is_quantized(model: ir.Model) -> bool:
@@ -63,4 +65,5 @@ def split_quantizers(model: ir.Model) -> QuantizedGraph:
             copy.graph.initializers.pop(name)
     placement, qparams = decide(copy, weights, biases, activations)
     verify(copy)
-    return QuantizedGraph(copy, placement, qparams)
+    places = {name: (read.before, read.after) for name, read in activations.items()}
+    return QuantizedGraph(copy, placement, qparams, places)

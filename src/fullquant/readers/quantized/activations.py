@@ -26,10 +26,15 @@ from fullquant.readers.quantized.grids import read_grid, same_grid, tensor_name
 
 @dataclass(frozen=True)
 class ReadActivation:
-    """grid: of the tensor. consumers: the nodes that read it rounded; None for all of them and the graph's output."""
+    """grid: of the tensor. consumers: the nodes that read it rounded; None for all of them and the graph's output.
+
+    before, after: names of the file's values that hold it before and after its rounding.
+    """
 
     grid: QParams
     consumers: frozenset[str] | None
+    before: str
+    after: str
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ class _Reader:
         self.tensors: dict[str, ir.Value] = {}
         self.readers: dict[str, set[str]] = {}
         self.outputs: set[str] = set()
+        self.places: dict[str, tuple[str, str]] = {}
         self.clamps: set[str] = set()  # names of the nodes that were Clips of integers
 
     def take(self, chain: _Chain) -> None:
@@ -96,6 +102,7 @@ class _Reader:
             raise ModelError(f"{node_label(chain.dequantize)} has another grid than the QuantizeLinear in front of it")
         tensor = self._float_clamp(chain, grid) if chain.clips or self._hides_clamp(chain) else chain.source
         result = chain.dequantize.outputs[0]
+        before, after = value_name(chain.source), value_name(result)
         rounded = {str(use.node.name) for use in result.uses()}
         is_output = result.is_graph_output()
         # Both names are needed for one tensor: the output's is the one that the source model had.
@@ -107,6 +114,7 @@ class _Reader:
                 node.replace_input_with(index, tensor)
             prune(chain.dequantize)
         self._note(tensor, grid, rounded, is_output)
+        self.places.setdefault(value_name(tensor), (before, after))
 
     def _note(self, tensor: ir.Value, grid: QParams, rounded: set[str], is_output: bool) -> None:
         name = value_name(tensor)
@@ -120,7 +128,7 @@ class _Reader:
     def _rename(self, old: str, new: str) -> None:
         if old in self.grids:
             self.grids[new], self.tensors[new] = self.grids.pop(old), self.tensors.pop(old)
-            self.readers[new] = self.readers.pop(old)
+            self.readers[new], self.places[new] = self.readers.pop(old), self.places.pop(old)
 
     def _hides_clamp(self, chain: _Chain) -> bool:
         """Whether the variables are named after a tensor that is not there: a ReLU whose bound is the grid's end."""
@@ -152,7 +160,7 @@ class _Reader:
             # A clamp that was one of integers reads its input rounded or not: the same numbers.
             others = {str(use.node.name) for use in tensor.uses()} - rounded - self.clamps
             whole = not others and (not tensor.is_graph_output() or name in self.outputs)
-            found[name] = ReadActivation(self.grids[name], None if whole else frozenset(rounded))
+            found[name] = ReadActivation(self.grids[name], None if whole else frozenset(rounded), *self.places[name])
         return found
 
 
