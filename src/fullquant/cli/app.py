@@ -1,4 +1,4 @@
-"""The commands of `fullquant`."""
+"""The commands of `fullquant`: quantize, evaluate, inspect, verify, benchmark, convert."""
 
 from __future__ import annotations
 
