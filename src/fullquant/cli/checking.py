@@ -47,7 +47,7 @@ def verify(
         float,
         typer.Option(min=0, max=100, metavar="PERCENT", help="Images that keep their class in integer kernels."),
     ] = 90.0,
-    min_plain_agreement: Annotated[
+    min_plain: Annotated[
         float,
         typer.Option(
             min=0, max=100, metavar="PERCENT", help="The same where a runtime computes every operator as it is written."
@@ -97,7 +97,7 @@ def verify(
     with one_line_errors():
         found = verify_saved(
             save_dir, _images(save_dir, data, config, keys), reference=reference, engines=engine,
-            total_images=total_images, tolerance=Tolerance(max_drop, min_agreement, min_plain_agreement), locate=locate,
+            total_images=total_images, tolerance=Tolerance(max_drop, min_agreement, min_plain), locate=locate,
         )  # fmt: skip
         if json_file is not None:
             write_atomically(json_file, as_json(found).encode("utf-8"))

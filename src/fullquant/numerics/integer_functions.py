@@ -86,11 +86,11 @@ def layer_norm(
         raise ValueError(f"a normalisation over {count} values needs more than 64 bits")
     total = x.sum(axis=axes, keepdims=True)
     spread = count * (x * x).sum(axis=axes, keepdims=True) - total * total
-    # A tiny epsilon keeps a constant tensor from a division by zero, as in float.
-    room = np.maximum(round(min(epsilon * (count / scale) ** 2, 2.0**60)), 1)
-    variance = spread + room
-    half = np.maximum(60 - np.frexp(variance.astype(np.float64))[1].astype(np.int64), 0) >> 1
-    root = square_root(variance << (2 * half))
+    room = min(epsilon * (count / scale) ** 2, 2.0**59)
+    half = np.clip(60 - np.frexp(spread + room)[1].astype(np.int64), 0, 60) >> 1
+    # Shifted before it is rounded: of few values, epsilon may be less than 1. Never 0, as in float.
+    shifted = np.maximum(np.rint(np.ldexp(room, 2 * half)), 1).astype(np.int64)
+    root = square_root((spread << (2 * half)) + shifted)
     numerator = count * x - total
     # |numerator| <= root * sqrt(count) * 2**-half: shifted by half + 20 bits it stays below 2**62.
     quotient = _divide(numerator << half, root, _UNIT_BITS)
