@@ -17,7 +17,14 @@ import numpy.typing as npt
 
 from fullquant.auto_compression import reporting
 from fullquant.auto_compression.calibrate import calibrated
-from fullquant.auto_compression.exporting import ExportedFiles, check_save_dir, export, make_save_dir, paddle_names
+from fullquant.auto_compression.exporting import (
+    ExportedFiles,
+    check_save_dir,
+    export,
+    findings,
+    make_save_dir,
+    paddle_names,
+)
 from fullquant.auto_compression.loaders import (
     DealtBatches,
     TrainingData,
@@ -274,6 +281,8 @@ class AutoCompression:
         def write() -> CompressionResult:
             files = export(final, self.save_dir, self._names, onnx_format=self._onnx_format)
             log.info("written: %s", ", ".join(str(p) for p in files.paths()))
+            for finding in findings(files):
+                log.warning("%s", finding)
             with clock.stage("verify"):
                 images = self._verification_loader(validation, calibration)
                 rows = self._verify(teacher, ptq, final, files, kept, images, calibration[0].shape[1:])
@@ -404,10 +413,11 @@ class AutoCompression:
         kept: str, reason: str, seconds: Mapping[str, float],
     ) -> Record:  # fmt: skip
         skipped = [loader.skipped for loader in self._image_loaders()]
+        remarks = (*reporting.notes(rows, machine().get("vnni")), *findings(files))
         found = reporting.record(
             model_dir=self.model_dir, model_format=self.files.source_format, inputs=self._inputs(), config=self.config,
             quantized=final, rows=rows, outputs=files.paths(), result=result, kept=kept, kept_reason=reason,
-            seconds=seconds, skipped_images=sum(skipped), notes=reporting.notes(rows, machine().get("vnni")),
+            seconds=seconds, skipped_images=sum(skipped), notes=remarks,
         )  # fmt: skip
         write_record(found, self.save_dir / "report.json")
         write_html(found, self.save_dir / "report.html")

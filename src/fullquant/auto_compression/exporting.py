@@ -9,6 +9,7 @@ from pathlib import Path
 from fullquant.auto_compression.stages import QuantizedModel
 from fullquant.errors import ConfigError, ExportError
 from fullquant.formats.pir_json import is_pir_file
+from fullquant.lint import lint
 from fullquant.placement.target import find_target
 from fullquant.writers.lite_form import LITE_TARGETS, lite_form
 from fullquant.writers.onnx_qdq import write_onnx
@@ -91,6 +92,12 @@ def export(
         _remove_program(program.with_suffix(".json"))
     write_paddle(model, placement, qparams, program, params, json_path=json_path, onnx_format=onnx_format)
     return ExportedFiles(onnx_path, program, params, json_path)
+
+
+def findings(files: ExportedFiles) -> list[str]:
+    """What the lint finds in the files that were written, one sentence each, the file's name in front."""
+    written = [path for path in (files.paddle_model, files.onnx) if path is not None]
+    return [f"{path.name}: {finding}" for path in written for finding in lint(path)]
 
 
 def _remove_program(path: Path) -> None:
