@@ -17,6 +17,7 @@ from fullquant.calibration.correction import correct_statistics
 from fullquant.errors import DataError, ModelError
 from fullquant.numerics import affine
 from fullquant.numerics.qparams import QuantSpec, symmetric
+from fullquant.placement.accumulators import overflows
 from fullquant.placement.place import PlacementOptions, place
 from fullquant.runtime.executor import GraphModule
 from tests.calibrating import min_max_qparams
@@ -105,6 +106,22 @@ def test_the_bias_of_a_dead_channel_stays_inside_int32() -> None:
     steps = constants["b"] / (float(qparams["x"].scale) * qparams["w"].scale)
     assert np.abs(steps).max() <= 2**30 * 1.001
     assert set(bias_floors(model, placement, qparams)) == {"w"}
+
+
+@pytest.mark.parametrize("order", [("m", "b"), ("b", "m")])
+def test_the_bias_behind_a_matmul_stays_inside_int32_as_well(order: tuple[str, str]) -> None:
+    w = np.ones((8, 2), np.float32)
+    w[:, 0] = 1e-12
+    constants = {"w": w, "b": np.array([30.0, 1.0], np.float32)}
+    model = graph([("MatMul", ["x", "w"], ["m"], {}), ("Add", list(order), ["y"], {})], constants)
+    placement, _, qparams = _calibrated(model)
+    steps = constants["b"] / (float(qparams["x"].scale) * qparams["w"].scale)
+    assert np.abs(steps).max() <= 2**30 * 1.001
+    assert overflows(model, placement, qparams) == []
+    tiny = {**qparams, "w": symmetric(placement["w"].spec, qparams["w"].scale * np.float32(2**-12))}  # type: ignore[arg-type]
+    (found,) = overflows(model, placement, tiny)
+    assert (found.bias_name, found.channel) == ("b", 0)
+    assert "beyond the 2147483647 of int32" in str(found)
 
 
 @pytest.mark.parametrize("gain", [False, True])

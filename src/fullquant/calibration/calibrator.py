@@ -17,6 +17,7 @@ from fullquant.calibration.pieces import pieces
 from fullquant.distributed import ALONE, World
 from fullquant.errors import DataError
 from fullquant.numerics.qparams import FloatArray, QParams, QuantSpec, symmetric
+from fullquant.placement.constants import layer_bias
 from fullquant.placement.decision import Decision, Placement
 from fullquant.runtime import kernels
 from fullquant.runtime.executor import MOVES, GraphModule
@@ -177,10 +178,11 @@ def bias_floors(model: ir.Model, placement: Placement, activations: Mapping[str,
     """
     floors: dict[str, FloatArray] = {}
     for node in model.graph:
-        if node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3:
+        bias = layer_bias(node)
+        if bias is None or bias.const_value is None:
             continue
-        x, weight, bias = node.inputs[0], node.inputs[1], node.inputs[2]
-        if x is None or weight is None or bias is None or bias.const_value is None or weight.const_value is None:
+        x, weight = node.inputs[0], node.inputs[1]
+        if x is None or weight is None or weight.const_value is None:
             continue
         source, placed = placement.get(str(x.name)), placement.get(str(weight.name))
         if source is None or source.spec is None or placed is None or placed.spec is None:

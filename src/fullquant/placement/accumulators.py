@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from fullquant.graph.edit import attribute_int, constant_value, input_at, value_name
 from fullquant.numerics import affine
 from fullquant.numerics.qparams import QParams
+from fullquant.placement.constants import layer_bias
 from fullquant.placement.decision import Placement
 
 LIMIT = 2**31 - 1
@@ -50,7 +51,8 @@ def overflows(model: ir.Model, placement: Placement, qparams: Mapping[str, QPara
         channel = int(np.argmax(bias + products))
         bound = float((bias + products)[channel])
         if bound > LIMIT:
-            name = _bias_of(node)[1]
+            value = layer_bias(node)
+            name = "" if value is None else value_name(value)
             found.append(Overflow(str(node.name), name, channel, float(bias[channel]), bound))
     return found
 
@@ -71,7 +73,7 @@ def _sums(node: ir.Node, placement: Placement, qparams: Mapping[str, QParams]) -
     axis = 0 if node.op_type == "Conv" or attribute_int(node, "transB", 0) else array.ndim - 1
     rows = np.moveaxis(np.abs(affine.quantize(array, params) - int(params.zero_point.max())), axis, 0)
     products = rows.reshape(len(rows), -1).sum(axis=1) * float(reach)
-    bias = constant_value(_bias_of(node)[0])
+    bias = constant_value(layer_bias(node))
     step = float(grid.scale) * np.broadcast_to(params.scale.astype(np.float64), len(rows))
     steps = np.zeros(len(rows)) if bias is None else np.rint(np.abs(np.asarray(bias, np.float64).reshape(-1)) / step)
     return np.asarray(steps, np.float64), np.asarray(products, np.float64)
@@ -79,19 +81,3 @@ def _sums(node: ir.Node, placement: Placement, qparams: Mapping[str, QParams]) -
 
 def _reads(consumers: frozenset[str] | None, node: ir.Node) -> bool:
     return consumers is None or str(node.name) in consumers
-
-
-def _bias_of(node: ir.Node) -> tuple[ir.Value | None, str]:
-    """The third input of Conv and Gemm, or the constant vector that the only reader of a product adds."""
-    candidates: Iterator[ir.Value | None]
-    if node.op_type != "MatMul":
-        candidates = iter([input_at(node, 2)])
-    else:
-        uses = list(node.outputs[0].uses())
-        adds = uses[0].node if len(uses) == 1 and uses[0].node.op_type == "Add" else None
-        candidates = iter([] if adds is None else adds.inputs)
-    for value in candidates:
-        array = constant_value(value)
-        if value is not None and array is not None and array.ndim == 1:
-            return value, value_name(value)
-    return None, ""

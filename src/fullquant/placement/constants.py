@@ -108,6 +108,15 @@ def bias_of_add(node: ir.Node) -> ir.Value | None:
     return None
 
 
+def layer_bias(node: ir.Node) -> ir.Value | None:
+    """The constant bias of a Conv or Gemm, or the one that an Add puts on a MatMul; None where there is none."""
+    if node.op_type == "MatMul":
+        readers = list(node.outputs[0].uses())
+        return bias_of_add(readers[0].node) if len(readers) == 1 and adds_bias(readers[0].node) else None
+    bias = node.inputs[2] if node.op_type in ("Conv", "Gemm") and len(node.inputs) > 2 else None
+    return bias if bias is not None and bias.const_value is not None else None
+
+
 def _output_channel_axis(node: ir.Node, index: int, value: ir.Value) -> int | None:
     rank = len(value.const_value.shape)  # type: ignore[union-attr]
     if node.op_type == "Conv" and index == 1:
