@@ -142,12 +142,14 @@ class _Runner:
     distance: float = 0.0
     worst: list[tuple[float, FloatArray]] = field(default_factory=list)
 
-    def run(self, images: FloatArray, labels: npt.NDArray[np.int64], expected: FloatArray) -> None:
-        """One batch; expected: the outputs of the file's simulation."""
+    def run(
+        self, images: FloatArray, labels: npt.NDArray[np.int64], expected: FloatArray, outputs: FloatArray | None
+    ) -> None:
+        """One batch; expected: the outputs of the simulation; outputs: what `predict` would give, if that is known."""
         if self.error:
             return
         try:
-            outputs = np.asarray(self.predict(images), np.float32)
+            outputs = np.asarray(self.predict(images) if outputs is None else outputs, np.float32)
             self.meter.update(outputs, labels, expected)
         except FullquantError as error:
             self.error = str(error)
@@ -304,7 +306,8 @@ def _pass(files: Sequence[_File], runners: Sequence[_Runner], loader: object, pr
             for runner in runners:
                 # The second file's simulation is compared with the first's, everything else with its own file's.
                 own = files[0] if runner.engine in (FLOAT, SIMULATED) else runner.file
-                runner.run(images, labels, expected[id(own)])
+                known = expected[id(runner.file)] if runner.engine == SIMULATED else None
+                runner.run(images, labels, expected[id(own)], known)
             count += len(images)
             labelled += int(np.count_nonzero(labels >= 0))
             bar.advance(len(images))

@@ -110,11 +110,6 @@ class Target:
         rule = self.rules.get(operator)
         return None if rule is None else rule.kernel
 
-    @property
-    def int8_operators(self) -> frozenset[str]:
-        """The operators with an integer kernel."""
-        return frozenset(name for name, rule in self.rules.items() if rule.kernel == "int8")
-
 
 def rules_of(
     roles: Mapping[str, Role], int8: frozenset[str], weights: Mapping[str, Granularity]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -153,8 +152,3 @@ class ClippedConvolution:
 
     def __call__(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         return self.convolution.clipped(x, w, b, self.low, self.high)
-
-
-def unfused(operation: Any) -> bool:
-    """Whether the operation is a convolution that a clamp can join."""
-    return isinstance(operation, Convolution)
