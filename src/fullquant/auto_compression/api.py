@@ -281,12 +281,13 @@ class AutoCompression:
         def write() -> CompressionResult:
             files = export(final, self.save_dir, self._names, onnx_format=self._onnx_format)
             log.info("written: %s", ", ".join(str(p) for p in files.paths()))
-            for finding in findings(files):
-                log.warning("%s", finding)
+            faults = findings(files)
+            for fault in faults:
+                log.warning("%s", fault)
             with clock.stage("verify"):
                 images = self._verification_loader(validation, calibration)
                 rows = self._verify(teacher, ptq, final, files, kept, images, calibration[0].shape[1:])
-            record = self._report(final, rows, files, result, kept, reason, clock.seconds)
+            record = self._report(final, rows, files, faults, result, kept, reason, clock.seconds)
             return CompressionResult(self.save_dir, files, record)
 
         written = world.on_first(write)
@@ -409,11 +410,11 @@ class AutoCompression:
         return [p for p in (self.files.model, params) if p is not None]
 
     def _report(
-        self, final: QuantizedModel, rows: Sequence[ResultRow], files: ExportedFiles, result: QatResult | None,
-        kept: str, reason: str, seconds: Mapping[str, float],
+        self, final: QuantizedModel, rows: Sequence[ResultRow], files: ExportedFiles, faults: Sequence[str],
+        result: QatResult | None, kept: str, reason: str, seconds: Mapping[str, float],
     ) -> Record:  # fmt: skip
         skipped = [loader.skipped for loader in self._image_loaders()]
-        remarks = (*reporting.notes(rows, machine().get("vnni")), *findings(files))
+        remarks = (*reporting.notes(rows, machine().get("vnni")), *faults)
         found = reporting.record(
             model_dir=self.model_dir, model_format=self.files.source_format, inputs=self._inputs(), config=self.config,
             quantized=final, rows=rows, outputs=files.paths(), result=result, kept=kept, kept_reason=reason,
