@@ -56,7 +56,7 @@ def show(title: str, found: Mapping[str, Series], ratios: Mapping[str, float]) -
         row = summary(series)
         low, high = row["quartiles"]
         peak = "-" if series.peak_mib is None else f"{series.peak_mib:.0f}"
-        table.add_row(name, f"{row['median']:.3f}", f"{low:.3f} - {high:.3f}", peak, str(len(series.seconds)))
+        table.add_row(name, f"{row['median']:.4g}", f"{low:.4g} - {high:.4g}", peak, str(len(series.seconds)))
     console = Console(width=110)
     console.print(table)
     for name, value in ratios.items():
