@@ -224,7 +224,8 @@ def channels_backward(
     low, high = float32(qlow, qhigh)
     if w.shape[2] == 1:
         blocks = np.zeros((min(64, w.shape[0]), w.shape[1]), np.float32)
-        _columns_backward(*(a.reshape(a.shape[:2]) for a in (w, g, gw)), scale, low, high, blocks)
+        plane = w.shape[:2]
+        _columns_backward(w.reshape(plane), g.reshape(plane), gw.reshape(plane), scale, low, high, blocks)
         return np.asarray(blocks.sum(axis=0, dtype=np.float64))
     partial = np.zeros(w.shape[:2])
     _rows_backward(w, g, gw, scale, low, high, partial)
