@@ -26,7 +26,7 @@ from fullquant.report.record import (
     digest,
     file_entry,
 )
-from fullquant.training.qat import QatResult, Score
+from fullquant.training.qat import QatResult
 
 
 def summary(placement: Placement) -> PlacementSummary:
@@ -70,8 +70,8 @@ def curve(result: QatResult | None) -> tuple[CurvePoint, ...]:
         points.setdefault(step, {})["loss"] = loss
     for step, score in result.scores:
         points.setdefault(step, {})["top1"] = score.metric
-        if score.agreement is not None:
-            points[step]["agreement"] = score.agreement
+        known = {"agreement": score.agreement, "mean_kl": score.mean_kl}
+        points[step] |= {name: value for name, value in known.items() if value is not None}
     return tuple(CurvePoint(step, **values) for step, values in sorted(points.items()))
 
 
@@ -103,16 +103,9 @@ def kept_stage(result: QatResult | None, validation: Validation) -> tuple[str, s
         return "PTQ", "calibration only"
     start, best = result.scores[0][1], result.best_score
     if result.best_step == 0 or best is None:
-        return "PTQ", f"no training step was better than the calibrated start ({_numbers(start, validation)})"
-    return (
-        "QAT",
-        f"{_numbers(best, validation)} at step {result.best_step}, after {_numbers(start, validation)} calibrated",
-    )
-
-
-def _numbers(score: Score, validation: Validation) -> str:
-    agreement = "" if score.agreement is None else f", agreement {score.agreement:.4f}"
-    return f"{validation.name} {score.metric:.4f}{agreement}"
+        return "PTQ", f"no training step was better than the calibrated start ({start.numbers(validation.name)})"
+    after, before = (score.numbers(validation.name) for score in (best, start))
+    return "QAT", f"{after} at step {result.best_step}, after {before} calibrated"
 
 
 # Why ONNX Runtime's integer kernels may differ from the file: whether the processor has VNNI -> cause and remedy.

@@ -210,7 +210,6 @@ class _TrainingBar:
         self._bar.advance(1, note=f"loss {loss:.4g}, {images_per_second:.0f} images/s{self._best}")
 
     def evaluated(self, step: int, score: Score, best: bool) -> None:
-        agreement = "" if score.agreement is None else f", agreement {score.agreement:.4f}"
-        log.info("step %d: %s %.4f%s%s", step, self._metric, score.metric, agreement, " (best so far)" if best else "")
+        log.info("step %d: %s%s", step, score.numbers(self._metric), " (best so far)" if best else "")
         if best:
             self._best = f", best {self._metric} {score.metric:.4f}"
