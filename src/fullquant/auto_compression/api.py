@@ -52,10 +52,11 @@ from fullquant.auto_compression.verification import float_latency, verify
 from fullquant.config import Config, QuantPost, load_config
 from fullquant.data import ImageLoader, as_feeds
 from fullquant.distributed import ALONE, World, joined
-from fullquant.errors import ConfigError, ModelError, TrainingError
+from fullquant.errors import ConfigError, TrainingError
 from fullquant.passes import prepare
 from fullquant.placement.place import place
 from fullquant.readers import find_model, read_model
+from fullquant.readers.quantized import refuse_quantized
 from fullquant.report.html import write_html
 from fullquant.report.machine import machine
 from fullquant.report.record import Record, ResultRow, digest, file_entry, write_record
@@ -152,7 +153,7 @@ class AutoCompression:
         self._world = ALONE
         self._names = paddle_names(str(self.files.model), None if self.files.params is None else str(self.files.params))
         self._source = read_model(model_dir, model_filename, params_filename, self._shapes(input_shapes))
-        self._refuse_quantized()
+        refuse_quantized(self._source, self.files.model)
         self.model = prepare(self._source)
         self.input_name = str(self.model.graph.inputs[0].name)
         self._check_input_name()
@@ -172,13 +173,6 @@ class AutoCompression:
         if name is None:
             name = str(read_model(self.model_dir, self.files.model.name, _name(self.files.params)).graph.inputs[0].name)
         return {name: tuple(shape)}
-
-    def _refuse_quantized(self) -> None:
-        for node in self._source.graph:
-            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                raise ModelError(
-                    f"{self.files.model} is quantized already (it holds {node.op_type}); give the float model"
-                )
 
     def _check_input_name(self) -> None:
         wanted = self.config.global_section.input_name

@@ -13,21 +13,26 @@ from onnx_ir.passes import common
 
 from fullquant.errors import ModelError, UnsupportedOperatorError
 from fullquant.readers.graph_builder import IR_VERSION, OPSET
-from fullquant.readers.signature import check_signature, input_dims
+from fullquant.readers.refusals import CONTROL_FLOW, OTHER_DOMAIN, RECURRENT, Reason, Refused, reason_of, refusal
+from fullquant.readers.signature import check_inputs, check_precision, choose_output, element_types, input_dims
 
 _DOMAINS = ("", "ai.onnx")
 # Operators of later sets whose meaning, not only their list of types, differs from opset 20.
 _CHANGED_LATER = {"GroupNormalization": 21}
 
 
-def load_onnx(path: Path, input_shape: Mapping[str, Sequence[int]] | None = None) -> ir.Model:
+def load_onnx(
+    path: Path, input_shape: Mapping[str, Sequence[int]] | None = None, output_name: str | None = None
+) -> ir.Model:
     """Reads an `.onnx` file. External data must lie inside the model's folder.
 
-    Raises ModelError for a damaged file, more than one input or output, operators outside the ONNX standard, and
-    operator sets that cannot be converted.
+    output_name: the output that is meant, where there are several; what only the others need is left out.
+    Raises ModelError for a damaged file, more than one input, several outputs of which none is named, floats of 16
+    bits, operators outside the ONNX standard, and operator sets that cannot be converted.
     """
-    model = _standard(path, _load(path))
-    _check_operators(path, model)
+    loaded = _load(path)
+    _keep_output(path, loaded, output_name)
+    model = _standard(path, loaded)
     common.RemoveInitializersFromInputsPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _name_nodes(model)
@@ -94,6 +99,7 @@ def _standard(path: Path, model: ir.Model) -> ir.Model:
     """The model in opset 20 and without functions."""
     if model.functions:
         common.InlinePass()(model)
+    _check_operators(path, model)
     version = model.opset_imports[""]
     if version < OPSET:
         model = _upgrade(path, model, version)
@@ -134,19 +140,50 @@ def _fits(node: ir.Node) -> bool:
     return len(node.inputs) <= schema.max_input and set(node.attributes) <= set(schema.attributes)
 
 
+def _keep_output(path: Path, model: ir.Model, wanted: str | None) -> None:
+    """Leaves one output; of several outputs or inputs, what it does not depend on goes too."""
+    graph = model.graph
+    outputs = {str(value.name): value for value in graph.outputs}
+    chosen = choose_output(path, {name: _sizes(value) for name, value in outputs.items()}, wanted)
+    images = [value for value in graph.inputs if value.name not in graph.initializers]
+    check_precision(path, element_types([*images, *graph.initializers.values()]), "tensor")
+    if len(outputs) == 1 and len(images) <= 1:
+        return
+    for value in [v for v in graph.outputs if v is not outputs[chosen]]:
+        graph.outputs.remove(value)
+    common.RemoveUnusedNodesPass()(model)
+    for value in images:
+        if not value.uses() and not value.is_graph_output():
+            graph.inputs.remove(value)
+
+
+def _sizes(value: ir.Value) -> list[int | str] | None:
+    if value.shape is None:
+        return None
+    return [size if isinstance(size, int) else str(size.value or "?") for size in value.shape]
+
+
 def _check_operators(path: Path, model: ir.Model) -> None:
-    for node in model.graph:
-        where = f"{path}: operator {node.op_type!r} (output {node.outputs[0].name if node.outputs else ''!r})"
-        if node.domain not in _DOMAINS:
-            raise UnsupportedOperatorError(
-                f"{where} belongs to {node.domain!r}, only operators of the ONNX standard are read; "
-                "export the model without runtime-specific optimizations"
-            )
-        if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
-            raise UnsupportedOperatorError(
-                f"{where} is control flow, which has no static graph; "
-                "export the model without data-dependent branches and loops"
-            )
+    refused = [
+        Refused(
+            node.op_type if node.domain in _DOMAINS else f"{node.domain}::{node.op_type}",
+            str(node.outputs[0].name) if node.outputs else "",
+            reason,
+        )
+        for node in model.graph
+        if (reason := _refusal_of(node)) is not None
+    ]
+    if refused:
+        raise refusal(path, refused)
+
+
+def _refusal_of(node: ir.Node) -> Reason | None:
+    """Why a node cannot be read; None for operators of the standard, whose rules the targets and the executor have."""
+    if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
+        return CONTROL_FLOW
+    if node.domain not in _DOMAINS:
+        return reason_of(node.op_type, OTHER_DOMAIN)
+    return RECURRENT if node.op_type in ("LSTM", "GRU", "RNN") else None
 
 
 def _check_validity(path: Path, model: ir.Model) -> None:
@@ -176,7 +213,7 @@ def _name_nodes(model: ir.Model) -> None:
 def _set_input_shape(path: Path, model: ir.Model, input_shape: Mapping[str, Sequence[int]]) -> None:
     """Gives the input its shape, with "N" for an open batch, and forgets what the file says of other shapes."""
     inputs = {str(value.name): value for value in model.graph.inputs}
-    check_signature(path, list(inputs), [str(value.name) for value in model.graph.outputs])
+    check_inputs(path, list(inputs))
     ((name, value),) = inputs.items()
     if value.dtype != ir.DataType.FLOAT:
         raise ModelError(f"{path}: input {name!r} is {value.dtype}, a float32 image is needed; export a float32 model")
