@@ -206,7 +206,10 @@ def test_several_inputs_or_outputs(tmp_path: Path) -> None:
     assert "2 inputs ('image', 'mask')" in _error(saved(tmp_path, model(nodes, {}, inputs=info[:2])))
     nodes = [helper.make_node("Relu", ["image"], ["prob"]), helper.make_node("Add", ["image", "mask"], ["sum"])]
     several = saved(tmp_path, model(nodes, {}, inputs=info[:2], outputs=info[2:]))
-    assert "2 outputs ('prob' [1], 'sum' [1]), one is quantized: say which with Global.output_name" in _error(several)
+    assert (
+        "2 outputs ('prob' [1], 'sum' [1]), one is quantized: say which with Global.output_name (--output-name)"
+        in _error(several)
+    )
     assert "'mean', the model has 'prob' [1], 'sum' [1]; name one" in _error(several, output_name="mean")
     assert "2 inputs" in _error(several, output_name="sum")
     read = read_model(several, output_name="prob")

@@ -82,6 +82,7 @@ def quantize(
     channel_order: opt.ChannelOrder = None,
     interpolation: opt.Interpolation = None,
     keep_ratio_pad: opt.KeepRatioPad = None,
+    output_name: opt.OutputName = None,
     verbose: opt.Verbose = False,
 ) -> None:
     """Writes MODEL as int8: a Paddle program and an ONNX QDQ model, with a report.
@@ -103,7 +104,7 @@ def quantize(
     keys = opt.image_keys({
         "mean": mean, "std": std, "scale": scale, "img_size": img_size, "resize_size": resize_size,
         "channel_order": channel_order, "interpolation": interpolation, "keep_ratio_pad": keep_ratio_pad,
-        "batch_size": batch_size, "workers": workers, "augment": augment,
+        "batch_size": batch_size, "workers": workers, "augment": augment, "output_name": output_name,
     })  # fmt: skip
     devices = device(devices)
     with one_line_errors(), joined(devices):
@@ -161,6 +162,7 @@ def evaluate(
     channel_order: opt.ChannelOrder = None,
     interpolation: opt.Interpolation = None,
     keep_ratio_pad: opt.KeepRatioPad = None,
+    output_name: opt.OutputName = None,
     verbose: opt.Verbose = False,
 ) -> None:
     """Accuracy of MODEL, float or int8, in one runtime or several side by side.
@@ -178,7 +180,7 @@ def evaluate(
     keys = opt.image_keys({
         "mean": mean, "std": std, "scale": scale, "img_size": img_size, "resize_size": resize_size,
         "channel_order": channel_order, "interpolation": interpolation, "keep_ratio_pad": keep_ratio_pad,
-        "batch_size": batch_size, "workers": workers,
+        "batch_size": batch_size, "workers": workers, "output_name": output_name,
     })  # fmt: skip
     with one_line_errors():
         made = opt.made_config(model, data, config, keys)

@@ -15,7 +15,10 @@ from fullquant.readers.pir import load_pir_program
 from fullquant.readers.program_desc import load_program
 from fullquant.readers.signature import check_precision, element_types
 
-__all__ = ["ModelFiles", "find_model", "read_model"]
+__all__ = ["OUTPUT_INDEX", "ModelFiles", "find_model", "read_model"]
+
+#: Metadata of a Paddle model of several outputs: the place of the one that was chosen, among those of the file.
+OUTPUT_INDEX = "fullquant.output_index"
 
 
 def read_model(
@@ -44,12 +47,14 @@ def read_model(
         model = load_onnx(files.model, input_shape, output_name)
     else:
         load = load_pir_program if files.source_format == "pir" else load_program
-        program = classifier_of(load(files.model), output_name)
+        whole = load(files.model)
+        program = classifier_of(whole, output_name)
         if files.params is None and program.parameters:
             raise no_parameters(files)
         parameters = load_parameters(files.params, program.parameters) if files.params else {}
         model = program_to_onnx(program, parameters, input_shape)
         model.metadata_props["fullquant.params_file"] = str(files.params or "")
+        model.metadata_props[OUTPUT_INDEX] = str(whole.outputs.index(program.outputs[0]))
     check_precision(files.model, element_types(v for node in model.graph for v in node.outputs), "variable")
     model.metadata_props["fullquant.source"] = str(path)
     model.metadata_props["fullquant.source_format"] = files.source_format

@@ -32,8 +32,8 @@ def choose_output(path: Path, outputs: Mapping[str, Sequence[int | str] | None],
     if not outputs:
         raise ModelError(f"{path}: the model has 0 outputs (none), a classifier has one; export it again")
     raise ModelError(
-        f"{path}: the model has {len(outputs)} outputs ({_listed(outputs)}), one is quantized: "
-        "say which with Global.output_name (--output-name); the first is the classifier's, as a rule"
+        f"{path}: the model has {len(outputs)} outputs ({_listed(outputs)}), one is quantized: say which with "
+        "Global.output_name (--output-name), of a teacher with Distillation.teacher_output_name; as a rule the first"
     )
 
 
