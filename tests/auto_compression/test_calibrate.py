@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullquant.auto_compression.calibrate import calibrated, spread
+from fullquant.auto_compression.calibrate import _clearly_less, calibrated, spread
 from fullquant.config.quantization import ObserverSettings
 from fullquant.placement.place import PlacementOptions, place
 from fullquant.runtime.executor import GraphModule
@@ -20,12 +20,19 @@ from tests.graphs import small_classifier
 def test_images_are_spread_over_all_batches(sizes: list[int], count: int) -> None:
     numbers = np.arange(sum(sizes), dtype=np.float32)
     batches = np.split(numbers, np.cumsum(sizes)[:-1])
-    chosen = np.concatenate(spread(batches, count))
+    found = spread(batches, count)
+    chosen = np.sort(np.concatenate(found))
     assert len(chosen) == min(count, len(numbers))
-    assert np.all(np.diff(chosen) > 0)
+    assert len(set(chosen)) == len(chosen)
     if len(chosen) > 1:
         gaps = np.diff(chosen)
         assert gaps.max() - gaps.min() <= 1
+    # Each batch sees the list from its beginning to its end.
+    assert max(len(batch) for batch in found) - min(len(batch) for batch in found) <= 1
+    assert len(found) == min(8, len(chosen))
+    for batch in found:
+        assert batch[0] <= chosen[min(7, len(chosen) - 1)]
+        assert batch[-1] >= chosen[-min(8, len(chosen))]
 
 
 def _log_of(caplog: pytest.LogCaptureFixture, settings: ObserverSettings, *, correct: bool) -> list[str]:
@@ -46,10 +53,26 @@ def test_the_candidate_with_the_least_divergence_is_kept(caplog: pytest.LogCaptu
     lines = _log_of(caplog, ObserverSettings("auto", None, 0.9999, 0.9), correct=True)
     whole = [line for line in lines if line.startswith("calibration with") and "first images" not in line]
     distance = {line.split(": ")[0].removeprefix("calibration with "): float(line.split()[-1]) for line in whole}
-    assert {name.split(",")[0] for name in distance} <= {"fisher", "moving_average", "min_max", "percentile", "mse"}
+    assert "fisher" in distance
     assert any("compensated rounding" in name for name in distance)
     kept = lines[-1].removeprefix("calibrated with ")
-    assert distance[kept] == min(distance.values())
+    # Among observers Fisher's is preferred; what is done to one of them is kept only where it brings it nearer.
+    changed = {name: found for name, found in distance.items() if "," in name}
+    plain = kept.split(",")[0]
+    assert distance[kept] == min({**changed, plain: distance[plain]}.values())
+
+
+def test_an_observer_is_better_where_the_difference_is_more_than_chance() -> None:
+    random = np.random.default_rng(0)
+    divergence = random.exponential(0.01, 64).astype(np.float32)
+    assert _clearly_less(divergence * np.float32(0.8), divergence)
+    assert not _clearly_less(divergence, divergence)
+    assert not _clearly_less(divergence, divergence * np.float32(0.8))
+    # One image alone decides the mean: that is chance.
+    one = divergence.copy()
+    one[5] += 0.5
+    assert one.mean() > 1.5 * divergence.mean()
+    assert not _clearly_less(divergence, one)
 
 
 @pytest.mark.parametrize("compensate", [False, True])

@@ -135,7 +135,8 @@ def _with_own_loader(config: str | Path, save_dir: str, world: World) -> tuple[l
         calls.append(float(outputs[:, 0].mean()))
         return calls[-1]
 
-    own = [IMAGES[8 * k : 8 * k + 8][world.rank :: world.size] for k in range(8)]
+    # Together in the order of one process: calibration looks at some images first, and which ones depends on the order.
+    own = [np.split(IMAGES[8 * k : 8 * k + 8], world.size)[world.rank] for k in range(8)]
     settings = load_config(config)
     job = AutoCompression(
         settings.global_section.model_path, [{"x": images} for images in own], save_dir=save_dir, config=settings,

@@ -18,7 +18,6 @@ from fullquant.placement.place import PlacementOptions, place
 from fullquant.runtime.executor import GraphModule
 from fullquant.runtime.fake_quantize import FakeQuantize, reference_fake_quantize
 from fullquant.runtime.fused import FusedGate, FusedHardSwish, FusedSum
-from fullquant.runtime.parameters import release_scales, round_biases, use_scales
 from fullquant.runtime.steps import QUANTIZE
 from tests.calibrating import min_max_qparams
 from tests.graphs import graph, small_classifier
@@ -227,38 +226,3 @@ def test_gradients_of_a_student_are_those_of_the_separate_steps() -> None:
     assert set(found[0]) == set(found[1])
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name], rtol=1e-3, atol=1e-4)
-
-
-# ---- scales and biases of all layers at once -------------------------------------------------------------------------
-
-
-def test_scales_in_use_are_those_of_the_quantizers_until_released() -> None:
-    owner = _quantizer(0.3, ACTIVATION_MANTISSAS)
-    others = [FakeQuantize(symmetric(owner.spec, 0.3), owner=owner), _quantizer(0.7)]
-    channel = FakeQuantize(symmetric(QuantSpec(-127, 127, axis=0), np.array([0.1, 0.2], np.float32)))
-    everyone = [owner, *others, channel]
-    use_scales(everyone)
-    for quantizer in everyone:
-        assert torch.equal(quantizer.current(), quantizer.step())
-    assert others[0].scale_value() == float(owner.step())
-    owner.log_scale.data.add_(1.0)
-    assert owner.scale_value() != float(owner.step())
-    release_scales(everyone)
-    assert owner.scale_value() == float(owner.step())
-
-
-def test_biases_lie_on_the_grid_of_the_products_and_pass_their_gradient() -> None:
-    inputs = [_quantizer(0.5), _quantizer(0.25)]
-    weights = [
-        FakeQuantize(symmetric(QuantSpec(-127, 127, axis=0), np.array([0.5, 0.125], np.float32))), _quantizer(0.5),
-    ]  # fmt: skip
-    biases = [torch.tensor([0.3, 0.3], requires_grad=True), torch.tensor([0.3, 0.2, -0.19], requires_grad=True)]
-    rounded = round_biases(biases, inputs, weights)
-    assert rounded[0].tolist() == [0.25, 0.3125]
-    assert rounded[1].tolist() == [0.25, 0.25, -0.25]
-    (rounded[0].sum() + 2 * rounded[1].sum()).backward()
-    assert biases[0].grad is not None
-    assert biases[1].grad is not None
-    assert biases[0].grad.tolist() == [1, 1]
-    assert biases[1].grad.tolist() == [2, 2, 2]
-    assert round_biases([], [], []) == ()

@@ -28,6 +28,9 @@ from fullquant.runtime.torch_rules import attribute
 _BIAS_LIMIT = float(2**30)
 _WEIGHT_FACTORS = np.arange(1.0, 0.499, -0.0125, dtype=np.float32)
 _SMALLEST_WEIGHT_SCALE = 1e-12
+# Observers look at each tensor of a piece: fewer and larger ones cost less. EfficientNet-Lite0, one thread: 15.9 ms an
+# image in pieces of 8, 14.4 of 16.
+_PIECE = 2.0
 
 
 _AnyObserver = TypeVar("_AnyObserver", bound=Observer)
@@ -67,7 +70,7 @@ def observe_activations(
     count = 0
     with torch.inference_mode():
         for batch in batches:
-            parts = list(pieces(batch))
+            parts = list(pieces(batch, _PIECE))
             left.update({owner: len(parts) * tensors for owner, tensors in members.items()})
             outputs = [
                 module(torch.from_numpy(part).to(device), tap=tap, tapped=owners).cpu().numpy() for part in parts

@@ -21,7 +21,7 @@ import onnx_ir as ir
 import torch
 
 from fullquant.calibration.calibrator import observed_tensors, telling_ranges
-from fullquant.calibration.observers import EveryObserver, qparams_of_range
+from fullquant.calibration.observers import EveryObserver, grids_of_shares
 from fullquant.calibration.pieces import pieces
 from fullquant.numerics.qparams import QParams
 from fullquant.placement.decision import Placement
@@ -89,12 +89,7 @@ def _options(observer: EveryObserver, placement: Placement, owner: str) -> list[
     """Different grids, the widest first: a tie goes to it."""
     spec = placement[owner].spec
     assert spec is not None
-    seen = observer.histogram
-    found: dict[tuple[float, int], QParams] = {}
-    for share in _SHARES:
-        option = qparams_of_range(seen.low * share, seen.high * share, spec)
-        found.setdefault((float(option.scale), int(option.zero_point)), option)
-    return list(found.values())
+    return grids_of_shares(observer.histogram, _SHARES, spec)
 
 
 @contextmanager

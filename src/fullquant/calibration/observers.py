@@ -5,6 +5,7 @@ An observer sees the tensor's float values batch by batch, as one-dimensional ar
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Protocol
@@ -239,9 +240,25 @@ class MseObserver:
         if used.size == 0:
             return qparams_of_range(0.0, 0.0, spec)
         values, counts = seen.centres()[used], seen.counts[used].astype(np.float64)
-        options = [qparams_of_range(seen.low * share, seen.high * share, spec) for share in self.candidates]
+        options = grids_of_shares(seen, self.candidates, spec)
         errors = [_squared_error(values, counts, option) for option in options]
         return options[int(np.argmin(errors))]
+
+
+def grids_of_shares(seen: Histogram, shares: npt.NDArray[np.float64], spec: QuantSpec) -> list[QParams]:
+    """The different grids that cover shares of the range seen, in the order of the shares.
+
+    Short scales are few: many shares come to the same one.
+    """
+    if not spec.symmetric:
+        found: dict[tuple[float, int], QParams] = {}
+        for share in shares:
+            option = qparams_of_range(seen.low * share, seen.high * share, spec)
+            found.setdefault((float(option.scale), int(option.zero_point)), option)
+        return list(found.values())
+    widest = float(qparams_of_range(seen.low, seen.high, dataclasses.replace(spec, mantissas=())).scale)
+    scales = spec.nearest_scale(widest * shares)
+    return [symmetric(spec, scales[first]) for first in np.sort(np.unique(scales, return_index=True)[1])]
 
 
 def _squared_error(values: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], qparams: QParams) -> float:

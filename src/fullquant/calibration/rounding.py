@@ -33,7 +33,7 @@ Tensor = torch.Tensor
 # H is K x K and its factorisation takes K**3 / 3 multiply-adds: larger layers are rounded to nearest.
 _LARGEST_INPUTS = 4608
 # Samples of x for each layer: so many, and more than K, or H would be the samples' own and not the data's.
-_SAMPLES, _SAMPLES_PER_INPUT = 2048, 2
+_SAMPLES, _SAMPLES_PER_INPUT = 1024, 2
 # Added to the diagonal, as a share of its mean: what H does not know must not be exploited.
 _DAMPING = 0.01
 

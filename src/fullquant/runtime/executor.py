@@ -20,7 +20,7 @@ from fullquant.errors import ModelError
 from fullquant.numerics.qparams import QParams
 from fullquant.placement.decision import Placement
 from fullquant.runtime.fake_quantize import FakeQuantize
-from fullquant.runtime.parameters import release_scales, round_biases, use_scales
+from fullquant.runtime.parameters import ParameterPlan
 from fullquant.runtime.steps import QUANTIZE, Step, fuse, plan_frees
 from fullquant.runtime.torch_ops import build_operation, check_operations, clip_bounds
 
@@ -74,6 +74,7 @@ class GraphModule(nn.Module):
         self._steps: list[Step] = []  # one for each node and quantizer, for who looks at tensors on the way
         self._fused: list[Step] = []
         self._frozen: dict[int, Tensor] | None = None
+        self._plan: ParameterPlan | None = None
         self._qparams = dict(qparams or {})
         check_operations(model)
         self._compile(graph)
@@ -230,18 +231,20 @@ class GraphModule(nn.Module):
         """Every initializer, fake-quantized once, however many readers it has."""
         if self._frozen is not None:
             return self._frozen
-        values: dict[int, Tensor] = {}
-        for slot, name in self._initial.items():
-            tensor = self.parameter(name)
-            quantizer = self.quantizer(name)
-            values[slot] = tensor if quantizer is None else quantizer(tensor)
-        grids = [(bias, self._owner(x), self._owner(weight)) for bias, (x, weight) in self._bias_grids.items()]
-        rounded = round_biases(
-            [self.parameter(b) for b, _, _ in grids], [x for _, x, _ in grids], [w for *_, w in grids]
-        )
-        for (name, _, _), tensor in zip(grids, rounded, strict=True):
-            values[self._slots[name]] = tensor
-        return values
+        return self._planned().values({slot: self.parameter(name) for slot, name in self._initial.items()})
+
+    def _planned(self) -> ParameterPlan:
+        """What is computed of the parameters in each pass; made again where they have moved to another device."""
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        if self._plan is None or self._plan.device != device:
+            initial = {slot: self.parameter(name) for slot, name in self._initial.items()}
+            owners = {slot: q for slot, name in self._initial.items() if (q := self.quantizer(name)) is not None}
+            grids = {
+                self._slots[bias]: (self._owner(x), self._owner(weight))
+                for bias, (x, weight) in self._bias_grids.items()
+            }
+            self._plan = ParameterPlan(device, initial, owners, grids, self.fake_quantizers())
+        return self._plan
 
     def _owner(self, tensor: str) -> FakeQuantize:
         quantizer = self.quantizer(tensor)
@@ -251,10 +254,10 @@ class GraphModule(nn.Module):
     def freeze(self, frozen: bool = True) -> None:
         """For evaluation: computes scales and quantized weights once, until `freeze(False)`. Not for training."""
         self._frozen = None
-        quantizers = self.fake_quantizers()
-        release_scales(quantizers)
+        scales = self._planned().scales
+        scales.release()
         if frozen:
-            use_scales(quantizers)
+            scales.use()
             with torch.no_grad():
                 self._frozen = self._initial_values()
 
@@ -272,12 +275,12 @@ class GraphModule(nn.Module):
         """
         if self._frozen is not None:
             return self._run(images, keep, tap, tapped)
-        quantizers = self.fake_quantizers()
-        use_scales(quantizers)
+        scales = self._planned().scales
+        scales.use()
         try:
             return self._run(images, keep, tap, tapped)
         finally:
-            release_scales(quantizers)
+            scales.release()
 
     def _program(self, wanted: Collection[str] | None) -> list[Step]:
         """The fused steps, unless somebody wants all tensors, None, or one that they do not compute."""

@@ -32,6 +32,11 @@ def dense_view(x: Tensor) -> tuple[Tensor, Tensor]:
     return x, x.view(-1)
 
 
+def is_dense(x: Tensor) -> bool:
+    """Whether x lies in memory without gaps, contiguous or channels-last."""
+    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
 def like(g: Tensor, x: Tensor) -> Tensor:
     """g in the memory layout of the dense tensor x, flat."""
     if not _same_order(g, x):
@@ -208,11 +213,13 @@ def fake_quantize_channels(
 class ScaleInUse:
     """The scale of a quantizer during one forward pass, where somebody has computed it for all at once.
 
-    value: shape () or (C,); number: the same as a float, of a per_tensor scale on the CPU.
+    value: shape () or (C,). number: in its place a float, of a per_tensor scale on the CPU.
+    first: where the scale begins in the vector of all, see `parameters.Scales`.
     """
 
     value: Tensor | None = None
     number: float | None = None
+    first: int = 0
 
 
 class FakeQuantize(nn.Module):
@@ -266,6 +273,8 @@ class FakeQuantize(nn.Module):
 
     def current(self) -> Tensor:
         """The scale of this pass, shape () or (C,), without gradient."""
+        if self.in_use.value is None and self.in_use.number is not None:
+            return torch.tensor(self.in_use.number)
         return self.step() if self.in_use.value is None else self.in_use.value
 
     def scale_value(self) -> float:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from fullquant.runtime import kernels
-from fullquant.runtime.fake_quantize import FakeQuantize, dense_view, like
+from fullquant.runtime.fake_quantize import FakeQuantize, dense_view, is_dense, like
 
 Tensor = torch.Tensor
 _Range = tuple[float, float]
@@ -130,7 +130,7 @@ class FusedSum:
 
     def __call__(self, p: Tensor, r: Tensor) -> Tensor:
         quantizer = self.quantizer
-        if not _on_cpu(p, r) or p.shape != r.shape or p.stride() != r.stride() or not _dense(p):
+        if not _on_cpu(p, r) or p.shape != r.shape or p.stride() != r.stride() or not is_dense(p):
             return quantizer(p + r)  # type: ignore[no-any-return]
         result: Tensor = _Sum.apply(  # type: ignore[no-untyped-call]
             p, r, quantizer.log_scale, quantizer.scale_value(), quantizer.grid, quantizer.bounds, quantizer.inside
@@ -154,7 +154,3 @@ class FusedGate:
             x, s, quantizer.log_scale, quantizer.scale_value(), quantizer.grid, quantizer.inside
         )
         return result
-
-
-def _dense(x: Tensor) -> bool:
-    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))

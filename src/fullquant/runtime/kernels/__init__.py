@@ -24,6 +24,7 @@ from fullquant.runtime.kernels.fused import (
     sum_backward,
     sum_forward,
 )
+from fullquant.runtime.kernels.many import channel_jobs, many_backward, many_forward
 from fullquant.runtime.kernels.rounding import channel_products, compensated_rounding
 from fullquant.runtime.kernels.statistics import (
     add_to_histogram,
@@ -40,6 +41,7 @@ use_whole_vectors()
 __all__ = [
     "add_to_histogram",
     "channel_errors",
+    "channel_jobs",
     "channel_moments",
     "channel_products",
     "channels_backward",
@@ -49,6 +51,8 @@ __all__ = [
     "error_dots",
     "hard_swish_backward",
     "hard_swish_forward",
+    "many_backward",
+    "many_forward",
     "scaled_backward",
     "scaled_forward",
     "set_threads",

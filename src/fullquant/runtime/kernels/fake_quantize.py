@@ -48,7 +48,8 @@ def grid_bounds(scale: Any, qlow: Any, qhigh: Any, low: Any, high: Any) -> Any:
 
 
 @numba.njit(fastmath=EXACT, cache=True)
-def _forward(x: Array, y: Array, scale: Any, qlow: Any, qhigh: Any, low: Any, high: Any) -> None:
+def forward(x: Array, y: Array, scale: Any, qlow: Any, qhigh: Any, low: Any, high: Any) -> None:
+    """One thread's share of `tensor_forward`, or one channel."""
     inverse = _ONE / scale
     low, high = grid_bounds(scale, qlow, qhigh, low, high)
     for i in range(x.shape[0]):
@@ -63,7 +64,7 @@ def _tensor_forward(x: Array, y: Array, scale: Any, qlow: Any, qhigh: Any, low: 
     n = x.shape[0]
     for c in numba.prange((n + CHUNK - 1) // CHUNK):
         a, b = c * CHUNK, min(n, (c + 1) * CHUNK)
-        _forward(x[a:b], y[a:b], scale, qlow, qhigh, low, high)
+        forward(x[a:b], y[a:b], scale, qlow, qhigh, low, high)
 
 
 def tensor_forward(x: Array, y: Array, scale: float, qlow: float, qhigh: float, low: float, high: float) -> None:
@@ -132,7 +133,8 @@ def tensor_backward(
 
 
 @numba.njit(fastmath=FAST, cache=True)
-def _channel_backward(w: Array, g: Array, gw: Array, scale: Any, qlow: Any, qhigh: Any) -> Any:
+def channel_backward(w: Array, g: Array, gw: Array, scale: Any, qlow: Any, qhigh: Any) -> Any:
+    """The gradient of w, straight through, into gw; returns that of the scale."""
     total = np.float32(0.0)
     inverse = _ONE / scale
     for i in range(w.shape[0]):
@@ -153,7 +155,7 @@ def _rows_forward(w: Array, y: Array, scale: Array, qlow: Any, qhigh: Any) -> No
     endless = np.float32(np.inf)
     for job in numba.prange(outer * channels):
         o, c = job // channels, job % channels
-        _forward(w[o, c], y[o, c], scale[c], qlow, qhigh, -endless, endless)
+        forward(w[o, c], y[o, c], scale[c], qlow, qhigh, -endless, endless)
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
@@ -163,13 +165,13 @@ def _rows_backward(
     outer, channels, _ = w.shape
     for job in numba.prange(outer * channels):
         o, c = job // channels, job % channels
-        partial[o, c] = _channel_backward(w[o, c], g[o, c], gw[o, c], scale[c], qlow, qhigh)
+        partial[o, c] = channel_backward(w[o, c], g[o, c], gw[o, c], scale[c], qlow, qhigh)
 
 
 @numba.njit(fastmath=EXACT, cache=True)
-def _row_of_channels_forward(w: Array, y: Array, scale: Array, qlow: Any, qhigh: Any) -> None:
+def _row_of_channels_forward(w: Array, y: Array, scale: Array, inverse: Array, qlow: Any, qhigh: Any) -> None:
     for c in range(w.shape[0]):
-        q = np.rint(w[c] / scale[c])
+        q = np.rint(quotient(w[c], scale[c], inverse[c]))
         q = qlow if q < qlow else q
         q = qhigh if q > qhigh else q
         y[c] = q * scale[c]
@@ -177,14 +179,17 @@ def _row_of_channels_forward(w: Array, y: Array, scale: Array, qlow: Any, qhigh:
 
 @numba.njit(parallel=True, fastmath=EXACT, cache=True)
 def _columns_forward(w: Array, y: Array, scale: Array, qlow: Any, qhigh: Any) -> None:
+    inverse = _ONE / scale
     for r in numba.prange(w.shape[0]):
-        _row_of_channels_forward(w[r], y[r], scale, qlow, qhigh)
+        _row_of_channels_forward(w[r], y[r], scale, inverse, qlow, qhigh)
 
 
 @numba.njit(fastmath=FAST, cache=True)
-def _row_of_channels_backward(w: Array, g: Array, gw: Array, scale: Array, qlow: Any, qhigh: Any, total: Array) -> None:
+def _row_of_channels_backward(
+    w: Array, g: Array, gw: Array, scale: Array, inverse: Array, qlow: Any, qhigh: Any, total: Array
+) -> None:
     for c in range(w.shape[0]):
-        v = w[c] / scale[c]
+        v = quotient(w[c], scale[c], inverse[c])
         below = v < qlow
         above = v > qhigh
         slope = np.rint(v) - v
@@ -197,16 +202,17 @@ def _row_of_channels_backward(w: Array, g: Array, gw: Array, scale: Array, qlow:
 @numba.njit(parallel=True, fastmath=EXACT, cache=True)
 def _columns_backward(w: Array, g: Array, gw: Array, scale: Array, qlow: Any, qhigh: Any, partial: Array) -> None:
     rows, blocks = w.shape[0], partial.shape[0]
+    inverse = _ONE / scale
     for b in numba.prange(blocks):
         for r in range(b * rows // blocks, (b + 1) * rows // blocks):
-            _row_of_channels_backward(w[r], g[r], gw[r], scale, qlow, qhigh, partial[b])
+            _row_of_channels_backward(w[r], g[r], gw[r], scale, inverse, qlow, qhigh, partial[b])
 
 
 def channels_forward(w: Array, y: Array, scale: Array, qlow: float, qhigh: float) -> None:
     """Per_channel fake-quantize of (outer, C, inner); inner == 1 (a linear layer's [K, N]) runs along the rows."""
     low, high = float32(qlow, qhigh)
     if w.shape[2] == 1:
-        _columns_forward(w[:, :, 0], y[:, :, 0], scale, low, high)
+        _columns_forward(w.reshape(w.shape[:2]), y.reshape(y.shape[:2]), scale, low, high)
     else:
         _rows_forward(w, y, scale, low, high)
 
@@ -218,7 +224,8 @@ def channels_backward(
     low, high = float32(qlow, qhigh)
     if w.shape[2] == 1:
         blocks = np.zeros((min(64, w.shape[0]), w.shape[1]), np.float32)
-        _columns_backward(w[:, :, 0], g[:, :, 0], gw[:, :, 0], scale, low, high, blocks)
+        plane = w.shape[:2]
+        _columns_backward(w.reshape(plane), g.reshape(plane), gw.reshape(plane), scale, low, high, blocks)
         return np.asarray(blocks.sum(axis=0, dtype=np.float64))
     partial = np.zeros(w.shape[:2])
     _rows_backward(w, g, gw, scale, low, high, partial)

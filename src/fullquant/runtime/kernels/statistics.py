@@ -9,6 +9,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from fullquant.runtime.kernels.division import quotient
 from fullquant.runtime.kernels.fake_quantize import CHUNK, EXACT, FAST, Array
 
 Integers = npt.NDArray[np.int32]
@@ -98,8 +99,9 @@ def add_to_histogram(x: Array, counts: npt.NDArray[np.int64], reach: float) -> N
 @numba.njit(fastmath=FAST, cache=True)
 def _squared_error(w: Array, scale: Any, qlow: Any, qhigh: Any) -> Any:
     total = np.float32(0.0)
+    inverse = np.float32(1.0) / scale
     for i in range(w.shape[0]):
-        q = np.rint(w[i] / scale)
+        q = np.rint(quotient(w[i], scale, inverse))
         q = qlow if q < qlow else q
         q = qhigh if q > qhigh else q
         d = q * scale - w[i]
@@ -132,10 +134,11 @@ def channel_errors(w: Array, factors: Array, qlow: float, qhigh: float) -> tuple
 @numba.njit(fastmath=FAST, cache=True)
 def _error_dot(x: Array, g: Array, scale: Any, qlow: Any, qhigh: Any) -> Any:
     total = np.float32(0.0)
+    inverse = np.float32(1.0) / scale
+    low, high = qlow * scale, qhigh * scale
     for i in range(x.shape[0]):
-        q = np.rint(x[i] / scale)
-        q = qlow if q < qlow else q
-        q = qhigh if q > qhigh else q
+        v = low if x[i] < low else x[i]
+        q = np.rint(quotient(high if v > high else v, scale, inverse))
         total += g[i] * (q * scale - x[i])
     return total
 
