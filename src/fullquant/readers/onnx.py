@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 
 from fullquant.errors import ModelError, UnsupportedOperatorError
@@ -47,10 +46,13 @@ def _load(path: Path) -> ir.Model:
     try:
         proto = onnx.load(path, load_external_data=False)
         opset = _opset(path, proto)
+        _check_names_are_text(proto.graph)
         model = ir.from_proto(proto)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
-    except (DecodeError, ValueError, TypeError, KeyError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # protobuf, onnx and onnx_ir each have types of their own for damaged messages
         raise ModelError(f"{path}: is not an ONNX model ({_reason(error)}); export it again") from None
     ir.external_data.set_base_dir(model.graph, path.parent)
     model.opset_imports[""] = opset
@@ -65,7 +67,7 @@ def _load(path: Path) -> ir.Model:
         except Exception as error:  # whatever a malformed tensor provokes in NumPy or mmap
             raise ModelError(
                 f"{path}: the data of {value.name!r} cannot be read ({_reason(error)}); "
-                "the file is damaged or its external data is missing"
+                "the file is damaged or its external data is missing, export it again"
             ) from None
     return model
 
@@ -77,6 +79,16 @@ def _opset(path: Path, proto: onnx.ModelProto) -> int:
     return int(versions[0])
 
 
+def _check_names_are_text(graph: onnx.GraphProto) -> None:
+    """protobuf gives bytes where a name is no UTF-8, which only a damaged file holds."""
+    texts = [item.name for items in (graph.initializer, graph.input, graph.output) for item in items]
+    for node in graph.node:
+        texts += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"the name {text!r} is no UTF-8 text")
+
+
 def _check_location(path: Path, tensor: ir.ExternalTensor) -> None:
     folder = path.parent.resolve()
     target = (folder / tensor.location).resolve()
@@ -86,7 +98,9 @@ def _check_location(path: Path, tensor: ir.ExternalTensor) -> None:
             "put it beside the model and save the model again"
         )
     if not target.is_file():
-        raise ModelError(f"{path}: the external data file {tensor.location!r} of {tensor.name!r} is missing")
+        raise ModelError(
+            f"{path}: the external data file {tensor.location!r} of {tensor.name!r} is missing; put it beside the model"
+        )
     end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
     if end > target.stat().st_size:
         raise ModelError(
@@ -100,6 +114,7 @@ def _standard(path: Path, model: ir.Model) -> ir.Model:
     if model.functions:
         common.InlinePass()(model)
     _check_operators(path, model)
+    _check_names(path, model)
     version = model.opset_imports[""]
     if version < OPSET:
         model = _upgrade(path, model, version)
@@ -107,6 +122,19 @@ def _standard(path: Path, model: ir.Model) -> ir.Model:
         _relabel(path, model, version)
     model.ir_version = IR_VERSION
     return model
+
+
+def _check_names(path: Path, model: ir.Model) -> None:
+    """Every variable that is read is an input, a constant, or written by an operator."""
+    written = {value.name for value in [*model.graph.inputs, *model.graph.initializers.values()]}
+    written |= {value.name for node in model.graph for value in node.outputs}
+    for node in model.graph:
+        for value in node.inputs:
+            if value is not None and value.name and value.name not in written:
+                raise ModelError(
+                    f"{path}: operator {node.op_type!r} (output {node.outputs[0].name!r}): variable {value.name!r} is "
+                    "written by no operator, and it is no constant; the file is damaged, export it again"
+                )
 
 
 def _upgrade(path: Path, model: ir.Model, version: int) -> ir.Model:
@@ -183,6 +211,8 @@ def _refusal_of(node: ir.Node) -> Reason | None:
         return CONTROL_FLOW
     if node.domain not in _DOMAINS:
         return reason_of(node.op_type, OTHER_DOMAIN)
+    if not onnx.defs.has(node.op_type):
+        return OTHER_DOMAIN
     return RECURRENT if node.op_type in ("LSTM", "GRU", "RNN") else None
 
 

@@ -43,7 +43,9 @@ def parse_program(path: Path) -> ProgramDesc:
     except DecodeError as error:
         raise ModelError(f"{path}: is not a Paddle program ({error}); the file is damaged, export it again") from None
     if not desc.blocks or not desc.blocks[0].ops:
-        raise ModelError(f"{path}: the program has no operators; the file is empty or not a Paddle program")
+        raise ModelError(
+            f"{path}: the program has no operators; the file is empty or not a Paddle program: export it again"
+        )
     return desc
 
 

@@ -48,6 +48,7 @@ _RECURRENT = frozenset({
     "rnn", "lstm", "lstmp", "gru", "gru_unit", "lstm_unit", "cudnn_lstm", "basic_lstm", "basic_gru", "fusion_gru",
     "fusion_lstm", "multi_gru", "recurrent", "rnn_memory_helper",
 })  # fmt: skip
+_CONTROL_FLOW = frozenset({"while", "if", "conditional_block", "conditional_block_infer", "select_input", "assert"})
 _QUANTIZER = re.compile(r"(de)?quantize|qlinear|integer$|^q(conv|gemm|matmul|attention)", re.IGNORECASE)
 
 
@@ -65,6 +66,8 @@ def reason_of(operator: str, otherwise: Reason = UNKNOWN) -> Reason:
     name = operator.rpartition(".")[2].removesuffix("_")
     if name.lower() in _RECURRENT:
         return RECURRENT
+    if name in _CONTROL_FLOW:
+        return CONTROL_FLOW
     return QUANTIZED if _QUANTIZER.search(name) else otherwise
 
 
