@@ -160,7 +160,8 @@ def test_full_with_tensor_shape(tmp_path: Path) -> None:
         (unary("pool2d", ksize=[4, 5], adaptive=True, pooling_type="avg"), "from 6x8 to 4x5"),
         (unary("pool2d", ksize=[2, 2], data_format="NHWC"), "NHWC"),
         (unary("p_norm", porder=3.0), "order 3.0"),
-        (unary("lstm"), "no translation"),
+        (unary("lstm"), "recurrent"),
+        (unary("unheard_of"), "no translation"),
     ],
 )
 def test_unsupported_says_where(tmp_path: Path, calls: list, said: str) -> None:  # type: ignore[type-arg]

@@ -113,7 +113,7 @@ def test_a_whole_classifier_equals_onnxruntime() -> None:
 )
 def test_what_has_no_rule_says_so(op: str, constants: dict[str, np.ndarray], attributes: dict[str, Any]) -> None:
     model = graph([(op, ["x", *constants], ["y"], attributes)], constants, input_shape=IMAGE)
-    with pytest.raises(UnsupportedOperatorError, match=f"{op}_0"):
+    with pytest.raises(UnsupportedOperatorError, match=op):
         GraphModule(model)
 
 

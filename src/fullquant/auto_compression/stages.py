@@ -177,9 +177,13 @@ def _teacher_and_terms(
     settings = config.distillation
     ours = theirs = default_node(model)
     if settings.teacher_model_dir is not None:
-        other = prepare(
-            read_model(settings.teacher_model_dir, settings.teacher_model_filename, settings.teacher_params_filename)
+        source = read_model(
+            settings.teacher_model_dir,
+            settings.teacher_model_filename,
+            settings.teacher_params_filename,
+            output_name=settings.teacher_output_name,
         )
+        other = prepare(source)
         theirs = default_node(other)
         teacher = GraphModule(other).to(next(teacher.parameters()).device)
     student_names = {str(v.name) for node in model.graph for v in node.outputs}

@@ -22,7 +22,7 @@ from fullquant.placement.decision import Placement
 from fullquant.runtime.fake_quantize import FakeQuantize
 from fullquant.runtime.parameters import ParameterPlan
 from fullquant.runtime.steps import QUANTIZE, Step, fuse, plan_frees
-from fullquant.runtime.torch_ops import build_operation, clip_bounds
+from fullquant.runtime.torch_ops import build_operation, check_operations, clip_bounds
 
 Tensor = torch.Tensor
 Tap = Callable[[str, Tensor], Tensor | None]
@@ -76,6 +76,7 @@ class GraphModule(nn.Module):
         self._frozen: dict[int, Tensor] | None = None
         self._plan: ParameterPlan | None = None
         self._qparams = dict(qparams or {})
+        check_operations(model)
         self._compile(graph)
 
     # ---- compilation -------------------------------------------------------------------------------------------

@@ -11,8 +11,7 @@ from fullquant.errors import ModelError, UnsupportedOperatorError
 from fullquant.formats.paddle_types import DTYPE_OF_NUMBER
 from fullquant.readers.graph_builder import Array, GraphBuilder, NodeAttr
 from fullquant.readers.program import AttrValue, PaddleOp, VariableRef
-
-OTHER_WAY = "replace the layer, or convert the model to ONNX and pass the .onnx file"
+from fullquant.readers.refusals import OTHER_WAY
 
 
 class OpContext:
@@ -175,7 +174,9 @@ class OpContext:
     def dims(self, value: ir.Value) -> list[int | None]:
         """Shape of a value, None for sizes that are not known. The rank must be."""
         if value.shape is None:
-            raise self.unsupported(f"the rank of {value.name!r} is not known", "give input_shape")
+            raise self.unsupported(
+                f"the rank of {value.name!r} is not known", "give the input's sizes with Global.input_shape"
+            )
         return [dim if isinstance(dim, int) else None for dim in value.shape]
 
     def rank(self, value: ir.Value) -> int:
@@ -194,7 +195,8 @@ class OpContext:
         found = [dims[axis] for axis in axes]
         if any(dim is None for dim in found):
             raise self.unsupported(
-                f"the size of {value.name!r} must be known, it is {_shape_text(value)}", "give input_shape"
+                f"the size of {value.name!r} must be known, it is {_shape_text(value)}",
+                "give the input's sizes with Global.input_shape",
             )
         return [dim for dim in found if dim is not None]
 
