@@ -233,7 +233,7 @@ _OPENVINO = Target(
         Source(
             "a zero point other than 0 slows its depthwise convolutions by up to a third; int8 with zero point 0, or "
             "uint8 with it where nothing is below 0, does not",
-            "measured, OpenVINO 2026.4 on AVX512 with AMX; docs/performance.md",
+            "measured, OpenVINO 2026.4 on AVX512 with AMX; docs/decisions/0018-openvino-target.md",
         ),
         Source(
             "HardSwish is computed in float inside the convolution in front of it, if no rounding stands between",
