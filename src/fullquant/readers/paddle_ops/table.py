@@ -244,7 +244,16 @@ _QUANTIZATION = (
     ),
 )
 
-ROWS = (*_CONVOLUTION_AND_POOLING, *_ARITHMETIC, *_ACTIVATIONS, *_LINEAR, *_SHAPES, *_QUANTIZATION)
+#: title in docs/operators.md -> rows
+GROUPS: Mapping[str, tuple[Operator, ...]] = {
+    "Convolution, pooling, normalization, resizing": _CONVOLUTION_AND_POOLING,
+    "Arithmetic": _ARITHMETIC,
+    "Activations": _ACTIVATIONS,
+    "Matrix products, reductions, search": _LINEAR,
+    "Shapes and moved data": _SHAPES,
+    "Quantization": _QUANTIZATION,
+}
+ROWS = tuple(row for rows in GROUPS.values() for row in rows)
 
 LEGACY: Mapping[str, Operator] = {name: row for row in reversed(ROWS) for name in row.types}
 PIR: Mapping[str, Operator] = {f"pd_op.{name}": row for row in ROWS for name in row.pir}
