@@ -23,14 +23,15 @@ END = "<!-- end of the generated part -->"
 #: Part of a quantized file, which readers.quantized takes out; the writers make them from the scales.
 QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 #: Become constants by the shape of the input, before anything is executed or written.
-FOLDED = frozenset({"Shape", "Range"})
+FOLDED = frozenset({"Shape", "Size", "Range"})
 
 
 def operators_markdown() -> str:
     """The tables: Paddle operators by group, then the ONNX operators that they become."""
     parts: list[str] = []
     for title, rows in GROUPS.items():
-        parts += [f"## {title}", _table(("Paddle", "Paddle 3", "ONNX", "attributes", "limits", "back"), map(_row, rows))]
+        header = ("Paddle", "Paddle 3", "ONNX", "attributes", "limits", "back")
+        parts += [f"## {title}", _table(header, map(_row, rows))]
     parts += [
         "## ONNX operators of the graph",
         "simulated: computed by fullquant itself, in calibration, training and `verify`. Paddle: written to `.pdmodel` "

@@ -1,8 +1,9 @@
-"""What a rule of the table reads, makes and refuses, found in its source: docs/operators.md says no second time in prose.
+"""What a rule of the table reads, makes and refuses, found in its source.
 
-A rule is a function of an OpContext. Its syntax tree is walked, and that of the functions of the project that it hands
-the context to: the first argument of `c.node` is an ONNX operator, of `c.flag`, `c.integers`, ... an attribute, of
-`c.unsupported` what is refused. Names stand for all strings that are assigned to them, looped over, or passed in.
+docs/operators.md is made of it, so that nothing is written down twice. A rule is a function of an OpContext. Its
+syntax tree is walked, and that of the functions of the project that it hands the context to: the first argument of
+`c.node` is an ONNX operator, of `c.flag`, `c.integers`, ... an attribute, of `c.unsupported` what is refused. Names
+stand for all strings that are assigned to them, looped over, or passed in.
 tests/readers/test_operators_document.py compares the result with what the rules do when they run.
 """
 
@@ -143,7 +144,8 @@ class _Walk:
             return frozenset("".join(choice) for choice in itertools.product(*parts))
         if isinstance(expression, ast.Subscript) and isinstance(expression.value, ast.Name):
             table = self.function.__globals__.get(expression.value.id)
-            return frozenset(v for v in table.values() if isinstance(v, str)) if isinstance(table, dict) else frozenset()
+            values = table.values() if isinstance(table, dict) else ()
+            return frozenset(value for value in values if isinstance(value, str))
         return frozenset()
 
 
