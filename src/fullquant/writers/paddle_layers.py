@@ -50,11 +50,11 @@ def convolution(emit: Emitter) -> None:
         data_format="NCHW",
     )
     if bias is not None:
-        _add_bias(emit, target, str(emit.required(2).name), bias)
+        add_bias(emit, target, str(emit.required(2).name), bias)
 
 
-def _add_bias(emit: Emitter, source: str, name: str, bias: np.ndarray) -> None:
-    """elementwise_add along axis 1 of a 1-D parameter, as Paddle's exporters write it."""
+def add_bias(emit: Emitter, source: str, name: str, bias: np.ndarray) -> None:
+    """Adds elementwise_add along axis 1 of a 1-D parameter, as Paddle's exporters write it."""
     parameter = emit.parameter(name, bias)
     emit.op("elementwise_add", {"X": [source], "Y": [parameter]}, {"Out": [emit.output()]}, axis=1)
 
@@ -74,7 +74,7 @@ def linear(emit: Emitter) -> None:
     target = emit.output() if bias is None else emit.temporary("without_bias")
     _matmul(emit, target, transposed)
     if bias is not None:
-        _add_bias(emit, target, str(emit.required(2).name), bias)
+        add_bias(emit, target, str(emit.required(2).name), bias)
 
 
 def matrix_product(emit: Emitter) -> None:
