@@ -127,7 +127,7 @@ class ProgramBuilder:
 
 
 def _add_attribute(op: OpDesc, name: str, value: Attribute) -> None:
-    """Stores a value with the type that Paddle expects for it. An empty list is a list of integers, save for `scale`."""
+    """Stores a value with the type that Paddle expects for it. An empty list holds integers, save for `scale`."""
     if isinstance(value, bool):  # before int: a bool is one
         op.attrs.add(name=name, type=Kind.BOOLEAN, b=value)
     elif isinstance(value, int):

@@ -156,7 +156,7 @@ RULES: Mapping[str, Rule] = {
     "Log": unary("log"),
     "Neg": unary("scale", scale=-1.0, bias=0.0, bias_after_scale=True),
     "Reciprocal": unary("reciprocal"),
-    "Round": unary("round"),
+    "Round": unary("round", decimals=0),
     "Sign": unary("sign"),
     "Sin": unary("sin"),
     "Sqrt": unary("sqrt"),

@@ -47,8 +47,8 @@ class Row:
     """How a legacy operator is written.
 
     name: the PIR operator. operands: legacy inputs and what takes the place of attributes, in PIR's order.
-    attributes: (PIR name, kind, legacy name), in PIR's order; kinds: i32, f32, f64, bool, str, dtype, and lists "i32s"
-    and "i64s". fixed: attributes that never differ. outputs: legacy outputs in PIR's order, None for one that training
+    attributes: (PIR name, kind, legacy name), in PIR's order; kinds: i32, f32, f64, bool, str, dtype, and lists "i32s",
+    "i64s" and "f64s". fixed: attributes that never differ. outputs: legacy outputs in PIR's order, None for one that training
     reads. A row with `several` has one output that is a list of tensors.
     """
 
@@ -115,9 +115,9 @@ MORE: Mapping[str, Row] = {
     ),
     "instance_norm": Row("instance_norm", ("X", "Scale", "Bias"), _same(("epsilon", "f32")),
                          ("Y", "SavedMean", "SavedVariance")),
-    "arg_max": Row("argmax", ("X", Scalar("axis", "int64")),
+    "arg_max": Row("argmax", ("X", Scalar("axis", "int32")),
                    _same(("keepdims", "bool"), ("flatten", "bool"), ("dtype", "dtype"))),
-    "arg_min": Row("argmin", ("X", Scalar("axis", "int64")),
+    "arg_min": Row("argmin", ("X", Scalar("axis", "int32")),
                    _same(("keepdims", "bool"), ("flatten", "bool"), ("dtype", "dtype"))),
     "top_k_v2": Row("topk", ("X", Scalar("k", "int32")),
                     _same(("axis", "i32"), ("largest", "bool"), ("sorted", "bool")), ("Out", "Indices")),
@@ -126,14 +126,15 @@ MORE: Mapping[str, Row] = {
     "take_along_axis": Row("take_along_axis", ("Input", "Index"), (("axis", "i32", "Axis"),), ("Result",)),
     "cumsum": Row("cumsum", ("X", Scalar("axis", "int32")),
                   _same(("flatten", "bool"), ("exclusive", "bool"), ("reverse", "bool"))),
-    "tril_triu": Row("tril_triu", ("X",), _same(("diagonal", "i32"), ("lower", "bool"))),
+    "tril_triu": Row("tril", ("X",), _same(("diagonal", "i32"))),
     "tile": Row("tile", ("X", Ints("repeat_times"))),
     "pixel_shuffle": Row("pixel_shuffle", ("X",), _same(("upscale_factor", "i32"), ("data_format", "str"))),
     "pad3d": Row("pad3d", ("X", Ints("paddings")),
-                 (("mode", "str", "mode"), ("pad_value", "f32", "value"), ("data_format", "str", "data_format"))),
+                 (("mode", "str", "mode"), ("pad_value", "f64", "value"), ("data_format", "str", "data_format"))),
     "softplus": Row("softplus", ("X",), _same(("beta", "f64"), ("threshold", "f64"))),
-    "round": Row("round", ("X",), fixed={"decimals": {"#": "0.a_i32", "D": 0}}),
-    "reduce_prod": Row("prod", ("X", Ints("dim")), _same(("keep_dim", "bool"), ("reduce_all", "bool"))),
+    "round": Row("round", ("X",), _same(("decimals", "i32"))),
+    "reduce_prod": Row("prod", ("X", Ints("dim")),
+                       (("keepdim", "bool", "keep_dim"), ("reduce_all", "bool", "reduce_all"))),
 }  # fmt: skip
 _UNARY = (
     "abs", "ceil", "erf", "exp", "floor", "log", "reciprocal", "sqrt", "relu", "relu6", "sigmoid", "tanh", "assign",
