@@ -158,6 +158,10 @@ CASES = {
     "reduce max": Case("ReduceMax", [ints(1)]),
     "reduce min": Case("ReduceMin", [ints(3)], {"keepdims": 0}),
     "reduce sum": Case("ReduceSum", [ints(1, 2)]),
+    "reduce all": Case("ReduceMean", [], {"keepdims": 1}),
+    "reduce all to a number": Case("ReduceSum", [], {"keepdims": 0}),
+    "reduce all axes": Case("ReduceMax", [ints(0, 1, 2, 3)], {"keepdims": 0}),
+    "reduce prod of all": Case("ReduceProd", [], {"keepdims": 0}),
     "reduce nothing": Case("ReduceSum", [ints()], {"noop_with_empty_axes": 1}),
     "reshape": Case("Reshape", [ints(0, -1)]),
     "reshape in place": Case("Reshape", [ints(-1, 2, 2, 42)]),
@@ -233,6 +237,11 @@ CASES |= {
     "greater or equal": Case("GreaterOrEqual", [normal(4, 1, 1)], cast=True),
     "where": Case("Where", [normal(2, 4, 6, 7)], shape=FIXED, compare=True),
     "where number": Case("Where", [np.float32(-3)], shape=FIXED, compare=True),
+    "where number, free batch": Case("Where", [np.float32(-3)], compare=True),
+    "resize axes": Case("Resize", [ROI, ROI, ints(9, 5)], {**LINEAR, "axes": [2, 3]}),
+    "pad edge of a volume": Case(
+        "Pad", [ints(0, 0, 1, 1, 2, 0, 0, 0, 3, 1)], {"mode": "edge"}, shape=("N", 2, 3, 6, 7), expect="pad3d"
+    ),
     "not": Case("Not", compare=True, cast=True),
     "pad reflect": Case("Pad", [ints(0, 0, 1, 2, 0, 0, 3, 1)], {"mode": "reflect"}, expect="unsqueeze2 pad3d squeeze2"),
     "pad edge": Case("Pad", [ints(0, 0, 1, 2, 0, 0, 3, 1)], {"mode": "edge"}),

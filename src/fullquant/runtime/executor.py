@@ -364,7 +364,8 @@ def _key(name: str) -> str:
 def _is_computed_with(node: ir.Node, value: ir.Value) -> bool:
     """Whether a constant takes part in the arithmetic, as opposed to a shape or a bound read at build time."""
     if node.op_type in ("Reshape", "Slice", "Pad", "Squeeze", "Unsqueeze", "Expand", "Tile", "Split", "Clip", "Resize",
-                        "ReduceMean", "ReduceSum", "ReduceMax"):  # fmt: skip
+                        "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "TopK", "CumSum",
+                        "Trilu"):  # fmt: skip
         return node.inputs[0] is value
     return True
 

@@ -173,7 +173,7 @@ def reversed_slice(node: ir.Node) -> Operation:
 
 
 def sampled_resize(node: ir.Node) -> Operation:
-    """Resize of an NCHW map by sampling positions: cubic, and the coordinates that torch has no name for.
+    """Resize of an NCHW map by sampling positions: cubic, factors, and coordinates that torch has no name for.
 
     Weights along each axis are a matrix [output, input], made once per input size; source: ONNX operator specification.
     """
@@ -207,7 +207,7 @@ def sampled_resize(node: ir.Node) -> Operation:
         for axis in (2, 3):
             size = x.shape[axis]
             if sizes is not None and sizes.size:
-                count, scale = int(sizes[axis]), int(sizes[axis]) / size
+                count, scale = int(sizes[axis - 4]), int(sizes[axis - 4]) / size
             else:
                 scale = float(scales[axis])  # type: ignore[index]
                 count = int(size * scale)

@@ -104,7 +104,9 @@ def _pad(node: ir.Node) -> Operation:
             flat += [b, e]
         while len(flat) > 2 and flat[-2:] == [0, 0]:
             flat = flat[:-2]
-        return F.pad(x, flat, names[mode], fill) if mode == "constant" else F.pad(x, flat, names[mode])
+        if mode == "constant":
+            return F.pad(x, flat, names[mode], fill)
+        return F.pad(x, flat + [0] * (2 * (x.ndim - 2) - len(flat)), names[mode])
 
     return pad
 
@@ -192,12 +194,16 @@ def _resize(node: ir.Node) -> Operation:
     if not (nearest or linear):
         return sampled_resize(node)
     align = None if nearest else transform == "align_corners"
+    sampled = sampled_resize(node)
 
     def resize(x: Tensor, *_: Any) -> Tensor:
         if sizes is not None and sizes.size:
-            size = tuple(int(s) for s in sizes[2:])
+            size = tuple(int(s) for s in sizes[-2:])
         else:
-            size = tuple(math.floor(n * float(s)) for n, s in zip(x.shape[2:], scales[2:], strict=True))  # type: ignore[index]
+            exact = [n * float(s) for n, s in zip(x.shape[2:], scales[2:], strict=True)]  # type: ignore[index]
+            if any(n != math.floor(n) for n in exact):  # torch would take the quotient of the sizes for the factor
+                return sampled(x)  # type: ignore[no-any-return]
+            size = tuple(int(n) for n in exact)
         return F.interpolate(x, size, mode="nearest" if nearest else "bilinear", align_corners=align)
 
     return resize

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fullquant.formats.paddle_types import NUMBER_OF_DTYPE
+from fullquant.writers.paddle_builder import Attribute
 from fullquant.writers.paddle_emitter import Emitter, dims_of
 from fullquant.writers.paddle_layers import add_bias, paddle_paddings
 
@@ -83,6 +85,9 @@ def resize(emit: Emitter) -> None:
     before, after = dims_of(emit.required(0)), dims_of(emit.node.outputs[0])
     if len(before) != 4 or len(after) != 4:
         raise emit.refuse("only maps of known rank 4 can be written", _GIVE_SHAPE)
+    axes = emit.ints_attribute("axes", [0, 1, 2, 3])
+    if axes not in ([0, 1, 2, 3], [2, 3]):
+        raise emit.refuse(f"axes {axes} are not height and width", "resize the two last axes alone")
     size = [-1, -1] if not sizes else sizes[-2:]
     if (
         not sampling[0]
@@ -90,7 +95,7 @@ def resize(emit: Emitter) -> None:
         and any(o == 1 and i != 1 for i, o in zip(before[2:], after[2:], strict=True))
     ):
         raise emit.refuse("Paddle takes the first pixel where one is left of an axis, ONNX the middle", "pool instead")
-    factors = [] if scales is None else [float(factor) for factor in scales.reshape(-1)[2:]]
+    factors = [] if scales is None else [float(factor) for factor in scales.reshape(-1)[-2:]]
     method = _INTERPOLATIONS[mode]
     emit.op(
         f"{method}_interp_v2",
@@ -161,6 +166,18 @@ def _in_full(emit: Emitter, index: int) -> str:
     if dims_of(value) == target and target:
         return emit.read(index)
     constant = None if value.const_value is None else np.asarray(value.const_value.numpy())
+    other = 3 - index
+    if constant is not None and constant.size == 1 and index and dims_of(emit.required(other)) == target:
+        full = emit.temporary("in_full", target, constant.dtype.type)
+        number = float(constant.reshape(-1)[0])
+        emit.op(
+            "fill_any_like",
+            {"X": [emit.read(other)]},
+            {"Out": [full]},
+            value=number,
+            dtype=int(NUMBER_OF_DTYPE[constant.dtype]),
+        )
+        return full
     if constant is not None and -1 not in target:
         return emit.parameter(f"{value.name}.in_full", np.ascontiguousarray(np.broadcast_to(constant, target)))
     found = dims_of(value)
@@ -226,16 +243,20 @@ _PAD_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
 def pad_by_content(emit: Emitter, mode: str, sides: list[int]) -> None:
     """Pad of a map with its own pixels -> pad3d, which wants one more axis. sides: begin and end of each axis."""
-    if mode not in _PAD_MODES or len(sides) != 8 or any(sides[:4]):
+    if mode not in _PAD_MODES or len(sides) not in (8, 10) or any(sides[:4]):
         raise emit.refuse(f"mode {mode}, pads {sides}: only the two last axes of a map can be padded so", "rewrite it")
-    top, bottom, left, right = sides[4:]
+    (front, back), (top, bottom, left, right) = ([0, 0] if len(sides) == 8 else sides[4:6]), sides[-4:]
+    attributes: dict[str, Attribute] = {
+        "paddings": [left, right, top, bottom, front, back], "mode": _PAD_MODES[mode], "value": 0.0,
+        "data_format": "NCDHW",
+    }  # fmt: skip
+    if len(sides) == 10:
+        emit.op("pad3d", {"X": [emit.read(0)]}, {"Out": [emit.output()]}, **attributes)
+        return
     before, after = dims_of(emit.required(0)), dims_of(emit.node.outputs[0])
     deep = emit.temporary("deep", [*before[:2], 1, *before[2:]])
     padded = emit.temporary("padded", [*after[:2], 1, *after[2:]])
     first, second = emit.temporary("xshape", [0, *before]), emit.temporary("xshape", [0, *after[:2], 1, *after[2:]])
     emit.op("unsqueeze2", {"X": [emit.read(0)]}, {"Out": [deep], "XShape": [first]}, axes=[2])
-    emit.op(
-        "pad3d", {"X": [deep]}, {"Out": [padded]}, paddings=[left, right, top, bottom, 0, 0], mode=_PAD_MODES[mode],
-        value=0.0, data_format="NCDHW",
-    )  # fmt: skip
+    emit.op("pad3d", {"X": [deep]}, {"Out": [padded]}, **attributes)
     emit.op("squeeze2", {"X": [padded]}, {"Out": [emit.output()], "XShape": [second]}, axes=[2])

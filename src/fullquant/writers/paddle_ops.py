@@ -77,11 +77,14 @@ def reduce(kind: str) -> Rule:
         if not axes and emit.int_attribute("noop_with_empty_axes", 0):
             emit.op("assign", {"X": [emit.read(0)]}, {"Out": [emit.output()]})
             return
+        rank = emit.rank(0)
+        if not axes and rank is None:
+            raise emit.refuse("no axes and an input of unknown rank", "run shape inference")
         emit.op(
             kind,
             {"X": [emit.read(0)]},
             {"Out": [emit.output()]},
-            dim=axes or [0],
+            dim=axes or list(range(rank or 0)),
             keep_dim=bool(emit.int_attribute("keepdims", 1)),
             reduce_all=not axes,
         )

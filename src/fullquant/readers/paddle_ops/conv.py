@@ -172,7 +172,7 @@ def interpolate(c: OpContext) -> ir.Value:
         coordinates, nearest = "half_pixel", "floor"
     else:
         coordinates, nearest = "asymmetric", "floor"
-    attributes: dict[str, str | float] = {
+    attributes: dict[str, str | float | list[int]] = {
         "mode": "cubic" if cubic else "linear" if linear else "nearest",
         "coordinate_transformation_mode": coordinates,
     }
@@ -190,12 +190,8 @@ def interpolate(c: OpContext) -> ir.Value:
     for axis, pixels in enumerate(size, 2):
         if pixels == 1 and coordinates == "half_pixel":
             x = c.node("Slice", x, c.int64([0]), c.int64([1]), c.int64([axis]))
-    leading = c.dims(x)[:2]
-    if None in leading:  # the batch is not known: take the first two sizes from the input at run time
-        sizes = c.node("Concat", c.node("Shape", x, start=0, end=2), c.int64(size), axis=0)
-    else:
-        sizes = c.int64([*(dim for dim in leading if dim is not None), *size])
-    return c.node("Resize", x, None, None, sizes, **attributes)
+    # the axes named, so that the batch stays free
+    return c.node("Resize", x, None, None, c.int64(size), axes=[2, 3], **attributes)
 
 
 def _scale_factors(c: OpContext) -> list[float] | None:

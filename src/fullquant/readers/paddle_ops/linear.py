@@ -48,10 +48,14 @@ def mul(c: OpContext) -> ir.Value:
 
 
 def addmm(c: OpContext) -> ir.Value:
-    """beta * input + alpha * (x @ y). ONNX Gemm."""
-    return c.node(
-        "Gemm", c.input("X"), c.input("Y"), c.input("Input"), alpha=c.number("Alpha", 1.0), beta=c.number("Beta", 1.0)
-    )
+    """beta * input + alpha * (x @ y)."""
+    product, term = c.node("MatMul", c.input("X"), c.input("Y")), c.input("Input")
+    alpha, beta = c.number("Alpha", 1.0), c.number("Beta", 1.0)
+    if alpha != 1.0:
+        product = c.node("Mul", product, c.scalar(alpha, product))
+    if beta != 1.0:
+        term = c.node("Mul", term, c.scalar(beta, term))
+    return c.node("Add", product, term)
 
 
 def softmax(op_type: str) -> Callable[[OpContext], ir.Value]:
