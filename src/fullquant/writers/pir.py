@@ -269,6 +269,7 @@ _KINDS: Mapping[str, Callable[[OpDesc.Attr], Json]] = {
     "bool": lambda a: _of("0.a_bool", a.b),
     "str": lambda a: _of("0.a_str", a.s),
     "dtype": lambda a: _of("1.a_dtype", PIR_NAMES_OF_DTYPE[DTYPE_OF_NUMBER[a.i]][1]),
+    "place": lambda a: _UNDEFINED_PLACE,
     "f64s": lambda a: _array("f64", a.floats),
     "i32s": lambda a: _array("i32", a.ints),
     "i64s": lambda a: _array("i64", a.ints),

@@ -47,7 +47,7 @@ class Row:
     """How a legacy operator is written.
 
     name: the PIR operator. operands: legacy inputs and what takes the place of attributes, in PIR's order.
-    attributes: (PIR name, kind, legacy name), in PIR's order; kinds: i32, f32, f64, bool, str, dtype, and the lists
+    attributes: (PIR name, kind, legacy name), in PIR's order; kinds: i32, f32, f64, bool, str, dtype, place, lists
     i32s, i64s, f64s. fixed: attributes that never differ. outputs: legacy outputs in PIR's order, None for one that
     training reads. A row with `several` has one output that is a list of tensors.
     """
@@ -131,7 +131,7 @@ MORE: Mapping[str, Row] = {
     "pixel_shuffle": Row("pixel_shuffle", ("X",), _same(("upscale_factor", "i32"), ("data_format", "str"))),
     "pad3d": Row("pad3d", ("X", Ints("paddings")),
                  (("mode", "str", "mode"), ("pad_value", "f64", "value"), ("data_format", "str", "data_format"))),
-    "fill_any_like": Row("full_like", ("X", Scalar("value")), _same(("dtype", "dtype"))),
+    "fill_any_like": Row("full_like", ("X", Scalar("value")), (("dtype", "dtype", "dtype"), ("place", "place", "dtype"))),
     "softplus": Row("softplus", ("X",), _same(("beta", "f64"), ("threshold", "f64"))),
     "round": Row("round", ("X",), _same(("decimals", "i32"))),
     "reduce_prod": Row("prod", ("X", Ints("dim")),
