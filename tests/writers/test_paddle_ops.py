@@ -105,6 +105,12 @@ CASES = {
     "average pool with padding": Case("AveragePool", [], {**PADS, "pads": [1, 1, 1, 1], "count_include_pad": 1}),
     "average pool ceil": Case("AveragePool", [], {**PADS, "strides": [2, 2], "ceil_mode": 1}),
     "average pool asymmetric": Case("AveragePool", [], {**PADS, "pads": [0, 1, 1, 0]}),
+    "average pool ceil with padding": Case(
+        "AveragePool", [], {**PADS, "pads": [1, 1, 1, 1], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}
+    ),
+    "max pool ceil without a last window": Case(
+        "MaxPool", [], {"kernel_shape": [2, 2], "strides": [3, 3], "ceil_mode": 1}, shape=("N", 4, 6, 9)
+    ),
     "max pool": Case("MaxPool", [], {**PADS, "pads": [1, 1, 1, 1], "strides": [2, 2]}),
     "max pool ceil": Case("MaxPool", [], {**PADS, "strides": [2, 2], "ceil_mode": 1}),
     "max pool asymmetric": Case("MaxPool", [], {**PADS, "pads": [0, 0, 1, 1], "strides": [2, 2]}),
@@ -288,9 +294,9 @@ REFUSED = {
     "scalar bias": (Case("Gemm", [normal(6, 5), normal(1)], shape=("N", 6)), "bias has 1 elements"),
     "pool indices": (Case("MaxPool", [], PADS, outputs=2), "one output"),
     "dilated pool": (Case("MaxPool", [], {**PADS, "dilations": [2, 2]}), "dilations"),
-    "ceil and padding": (
-        Case("AveragePool", [], {**PADS, "ceil_mode": 1, "count_include_pad": 1, "pads": [1, 1, 1, 1]}),
-        "ceil_mode",
+    "ceil on one axis": (
+        Case("MaxPool", [], {"kernel_shape": [2, 2], "strides": [2, 3], "ceil_mode": 1}, shape=("N", 4, 7, 6)),
+        "along one axis",
     ),
     "table of indices": (Case("Gather", [np.zeros((2, 2), np.int64)], {"axis": 1}), "constant indices"),
     "reflection": (Case("Pad", [ints(0, 1, 1, 1, 0, 1, 1, 1)], {"mode": "reflect"}), "mode reflect"),
