@@ -188,7 +188,7 @@ def sampled_resize(node: ir.Node) -> Operation:
         raise UnsupportedOperatorError(f"Resize (node {node.name!r}) with mode {mode}, {transform}")
 
     def positions(size: int, count: int, scale: float) -> Tensor:
-        out = torch.arange(count, dtype=torch.float64)
+        out = torch.arange(count, dtype=torch.float32)  # as runtimes do: ties are ties
         if transform == "align_corners":
             return out * (size - 1) / (count - 1) if count > 1 else out
         if transform == "asymmetric":
@@ -196,7 +196,7 @@ def sampled_resize(node: ir.Node) -> Operation:
         return (out + 0.5) / scale - 0.5 if not (transform == "pytorch_half_pixel" and count == 1) else out * 0
 
     def weights(size: int, count: int, scale: float) -> Tensor:
-        at = positions(size, count, scale)
+        at = positions(size, count, scale).to(torch.float64)
         matrix = torch.zeros(count, size, dtype=torch.float64)
         for offset, share in _shares(at, mode, rounding, coefficient):
             column = (offset.to(torch.int64)).clamp(0, size - 1)

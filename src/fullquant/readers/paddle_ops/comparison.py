@@ -41,18 +41,16 @@ def numbers_in_a_row(c: OpContext) -> ir.Value | None:
     """start, start + step, ... below end. Of known numbers it costs no node."""
     dtype = c.dtype("dtype")
     arrays = []
-    for name in ("Start", "End", "Step"):
-        array = c.constant(name)
-        arrays.append(array if array is not None or c.has(name) else np.asarray(c.numbers(name.lower())))
+    for tensor, attribute in (("Start", "start"), ("End", "end"), ("Step", "step")):
+        arrays.append(c.constant(tensor) if c.has(tensor) else np.asarray(c.numbers(attribute)))
     known = [array.ravel()[0] for array in arrays if array is not None]
     if len(known) == 3:
-        kind = known[1].dtype if dtype is None else dtype
-        c.set_constant("Out", np.arange(*known).astype(kind))
+        c.set_constant("Out", np.arange(*known).astype(known[1].dtype if dtype is None else dtype))
         return None
     kind = np.dtype(np.int64) if dtype is None else dtype
     bounds = []
-    for name, array in zip(("Start", "End", "Step"), arrays, strict=True):
-        bound = c.tensor(array.ravel()[:1]) if array is not None else c.input(name)
+    for tensor, array in zip(("Start", "End", "Step"), arrays, strict=True):
+        bound = c.tensor(array.ravel()[:1]) if array is not None else c.input(tensor)
         bounds.append(c.reshape(c.cast(bound, kind), []))
     return c.node("Range", *bounds)
 

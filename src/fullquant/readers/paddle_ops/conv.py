@@ -123,7 +123,7 @@ def _adaptive_pool(c: OpContext, x: ir.Value, size: list[int], average: bool) ->
     """Pooling to a fixed output size is a plain window where the input is a multiple of it."""
     height, width = c.static_dims(x, 2, 3)
     if height % size[0] or width % size[1]:
-        return (uneven_average if average else uneven_maximum)(c, x, [height, width], size)
+        return uneven_average(c, x, [height, width], size) if average else uneven_maximum(c, x, [height, width], size)
     step = [height // size[0], width // size[1]]
     kind = "AveragePool" if average else "MaxPool"
     return c.node(kind, x, kernel_shape=step, strides=step, pads=[0, 0, 0, 0])
