@@ -35,7 +35,7 @@ _LEARNED: dict[str, tuple[int, ...]] = {
 # Operators that only move data: a quantized input gives an output that is on the grid already.
 MOVES = frozenset({
     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "MaxPool", "GlobalMaxPool", "Identity",
-    "Split", "Gather", "Expand", "Tile", "Concat", "ReduceMax", "DepthToSpace", "Relu",
+    "Split", "Gather", "Expand", "Tile", "Concat", "ReduceMax", "ReduceMin", "DepthToSpace", "Relu",
 })  # fmt: skip
 
 

@@ -222,13 +222,13 @@ def sampled_resize(node: ir.Node) -> Operation:
 def _shares(at: Tensor, mode: str, rounding: str, a: float) -> list[tuple[Tensor, Tensor]]:
     """(position, weight) pairs of each output element; positions beyond the border count as the border."""
     if mode == "nearest":
-        nearest = {
+        nearest: dict[str, Operation] = {
             "floor": torch.floor,
             "ceil": torch.ceil,
             "round_prefer_floor": lambda p: torch.ceil(p - 0.5),
             "round_prefer_ceil": lambda p: torch.floor(p + 0.5),
-        }[rounding]
-        return [(nearest(at), torch.ones_like(at))]
+        }
+        return [(nearest[rounding](at), torch.ones_like(at))]
     floor = torch.floor(at)
     t = at - floor
     if mode == "linear":
