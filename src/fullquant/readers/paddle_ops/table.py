@@ -116,6 +116,7 @@ _MORE_LAYERS = (
         _TRANSPOSED,
         ("Output",),
     ),
+    Operator(("fold",), transposed.fold, ("fold",), outputs=("Y",)),
     Operator(("unfold",), transposed.unfold, ("unfold",), outputs=("Y",)),
     Operator(("group_norm",), normalization.group_norm, ("group_norm",), ("X", "Scale", "Bias"), ("Y",)),
     Operator(("instance_norm",), normalization.instance_norm, ("instance_norm",), ("X", "Scale", "Bias"), ("Y",)),

@@ -1,4 +1,4 @@
-"""Convolution turned round, and windows laid out: conv2d_transpose, unfold."""
+"""Convolution turned round, and windows laid out and put back: conv2d_transpose, unfold, fold."""
 
 from __future__ import annotations
 
@@ -53,17 +53,68 @@ def _pads(c: OpContext, algorithm: str, kernel: list[int], strides: list[int]) -
 
 
 def unfold(c: OpContext) -> ir.Value:
-    """The windows of a map as columns: [N, C * kernel, windows], as a depthwise convolution with unit kernels."""
+    """The windows of a map as columns: [N, C * kernel, windows].
+
+    Patches side by side are moved; of others a depthwise convolution with unit kernels makes the columns.
+    """
     x = c.input("X")
     (channels,) = c.static_dims(x, 1)
     kernel = c.integers("kernel_sizes")
+    if _side_by_side(c, kernel):
+        height, width = c.static_dims(x, 2, 3)
+        rows, columns = height // kernel[0], width // kernel[1]
+        if rows * kernel[0] == height and columns * kernel[1] == width:
+            patches = c.reshape(x, [-1, channels, rows, kernel[0], columns, kernel[1]])
+            moved = c.node("Transpose", patches, perm=[0, 1, 3, 5, 2, 4])
+            return c.reshape(moved, [-1, channels * kernel[0] * kernel[1], rows * columns])
     area = kernel[0] * kernel[1]
-    unit = np.tile(np.eye(area, dtype=np.float32), (channels, 1)).reshape(channels * area, 1, *kernel)
     paddings = c.integers("paddings") or [0]
     # Paddle's four numbers are top, left, bottom, right here, as in ONNX
     pads = paddings * (4 // len(paddings))
-    columns = c.node(
-        "Conv", x, c.tensor(unit), kernel_shape=kernel, strides=c.integers("strides") or [1, 1],
+    laid_out = c.node(
+        "Conv", x, _unit_kernels(c, channels, kernel), kernel_shape=kernel, strides=c.integers("strides") or [1, 1],
         dilations=c.integers("dilations") or [1, 1], pads=pads, group=channels,
     )  # fmt: skip
-    return c.reshape(columns, [0, channels * area, -1])
+    return c.reshape(laid_out, [0, channels * area, -1])
+
+
+def fold(c: OpContext) -> ir.Value:
+    """The inverse of unfold: columns added up where they lie.
+
+    Patches side by side are moved; others go through a transposed convolution with unit kernels.
+    """
+    x = c.input("X")
+    height, width = c.integers("output_sizes")
+    kernel, strides = c.integers("kernel_sizes"), c.integers("strides") or [1, 1]
+    dilations, paddings = c.integers("dilations") or [1, 1], c.integers("paddings") or [0]
+    top, left, bottom, right = paddings * (4 // len(paddings))
+    rows = (height + top + bottom - dilations[0] * (kernel[0] - 1) - 1) // strides[0] + 1
+    columns = (width + left + right - dilations[1] * (kernel[1] - 1) - 1) // strides[1] + 1
+    (depth,) = c.static_dims(x, 1)
+    channels = depth // (kernel[0] * kernel[1])
+    if _side_by_side(c, kernel) and rows * kernel[0] == height and columns * kernel[1] == width:
+        patches = c.reshape(x, [-1, channels, kernel[0], kernel[1], rows, columns])
+        return c.reshape(c.node("Transpose", patches, perm=[0, 1, 4, 2, 5, 3]), [-1, channels, height, width])
+    covered = [
+        (count - 1) * stride + dilation * (k - 1) + 1
+        for count, stride, dilation, k in zip((rows, columns), strides, dilations, kernel, strict=True)
+    ]
+    extra = [height + top + bottom - covered[0], width + left + right - covered[1]]
+    return c.node(
+        "ConvTranspose", c.reshape(x, [0, depth, rows, columns]), _unit_kernels(c, channels, kernel),
+        kernel_shape=kernel, strides=strides, dilations=dilations, pads=[top, left, bottom, right],
+        output_padding=extra, group=channels,
+    )  # fmt: skip
+
+
+def _side_by_side(c: OpContext, kernel: list[int]) -> bool:
+    """Windows that neither overlap nor leave anything out between them, without padding."""
+    plain = (c.integers("dilations") or [1, 1]) == [1, 1] and not any(c.integers("paddings"))
+    return plain and (c.integers("strides") or [1, 1]) == kernel
+
+
+def _unit_kernels(c: OpContext, channels: int, kernel: list[int]) -> ir.Value:
+    """[C * kernel, 1, kernel]: one kernel for each place of the window, of each channel."""
+    area = kernel[0] * kernel[1]
+    unit = np.tile(np.eye(area, dtype=np.float32), (channels, 1))
+    return c.tensor(unit.reshape(channels * area, 1, *kernel))
