@@ -13,11 +13,12 @@ from fullquant.placement.rules import Granularity, Role, Source, Target, rules_o
 _COMPUTE = (
     "Conv", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "HardSwish", "HardSigmoid", "Sigmoid",
     "Tanh", "Softmax", "LogSoftmax", "Gelu", "Erf", "Mish", "Elu", "LeakyRelu", "PRelu", "Exp", "Sqrt",
+    "Abs", "Neg", "Log", "Floor", "Sign", "Sin", "Cos", "Reciprocal", "Softplus",
     "GlobalAveragePool", "AveragePool", "ReduceMean", "ReduceSum", "BatchNormalization", "LayerNormalization", "Resize",
 )  # fmt: skip
 _MOVE = (
     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "MaxPool", "GlobalMaxPool", "ReduceMax",
-    "Identity", "Split", "Gather", "Expand", "Tile", "Concat", "DepthToSpace",
+    "ReduceMin", "Identity", "Split", "Gather", "Expand", "Tile", "Concat", "DepthToSpace",
 )  # fmt: skip
 _CLAMP = ("Relu", "Clip")
 _ROLES: Mapping[str, Role] = {
@@ -287,7 +288,11 @@ _RKNN_INT8 = frozenset({
     "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "MaxPool", "GlobalMaxPool", "Split", "Gather",
     "Concat", "DepthToSpace", "Identity", "Relu", "Clip",
 })  # fmt: skip
-_RKNN_UNSUPPORTED = frozenset({"Expand", "LayerNormalization", "Erf", "Mish"})
+_RKNN_UNSUPPORTED = frozenset({
+    "Expand", "LayerNormalization", "Erf", "Mish",
+    # not looked up: refused rather than promised
+    "Abs", "Neg", "Log", "Floor", "Sign", "Sin", "Cos", "Reciprocal", "Softplus", "ReduceMin",
+})  # fmt: skip
 
 _RKNN = Target(
     name="rknn",

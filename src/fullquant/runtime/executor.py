@@ -35,7 +35,7 @@ _LEARNED: dict[str, tuple[int, ...]] = {
 # Operators that only move data: a quantized input gives an output that is on the grid already.
 MOVES = frozenset({
     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "MaxPool", "GlobalMaxPool", "Identity",
-    "Split", "Gather", "Expand", "Tile", "Concat", "ReduceMax", "DepthToSpace", "Relu",
+    "Split", "Gather", "Expand", "Tile", "Concat", "ReduceMax", "ReduceMin", "DepthToSpace", "Relu",
 })  # fmt: skip
 
 
@@ -365,7 +365,8 @@ def _key(name: str) -> str:
 def _is_computed_with(node: ir.Node, value: ir.Value) -> bool:
     """Whether a constant takes part in the arithmetic, as opposed to a shape or a bound read at build time."""
     if node.op_type in ("Reshape", "Slice", "Pad", "Squeeze", "Unsqueeze", "Expand", "Tile", "Split", "Clip", "Resize",
-                        "ReduceMean", "ReduceSum", "ReduceMax"):  # fmt: skip
+                        "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "TopK", "CumSum",
+                        "Trilu"):  # fmt: skip
         return node.inputs[0] is value
     return True
 

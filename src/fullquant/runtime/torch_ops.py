@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from fullquant.errors import UnsupportedOperatorError
 from fullquant.readers.refusals import Reason, Refused, refusal
-from fullquant.runtime import torch_moves
+from fullquant.runtime import torch_more, torch_moves
 from fullquant.runtime.convolution import Convolution, explicit_pads, split_pads
 from fullquant.runtime.torch_rules import (
     BUILDERS,
@@ -31,8 +31,8 @@ from fullquant.runtime.torch_rules import (
     rule,
 )
 
-# The import registers the rules of that module.
-__all__ = ["BUILDERS", "build_operation", "check_operations", "clip_bounds", "torch_moves"]
+# The imports register the rules of those modules.
+__all__ = ["BUILDERS", "build_operation", "check_operations", "clip_bounds", "torch_more", "torch_moves"]
 
 
 _NO_RULE = Reason(

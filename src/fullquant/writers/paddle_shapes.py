@@ -6,6 +6,7 @@ import numpy as np
 
 from fullquant.formats.paddle_types import NUMBER_OF_DTYPE
 from fullquant.writers.paddle_emitter import Emitter, dims_of, dtype_of
+from fullquant.writers.paddle_more import pad_by_content
 
 _INT32 = np.iinfo(np.int32)
 
@@ -93,8 +94,8 @@ def slice_(emit: Emitter) -> None:
     rank = emit.rank(0)
     if rank is not None:
         axes = [axis % rank for axis in axes]
-    if any(axis < 0 for axis in axes) or any(step < 1 for step in steps or []):
-        raise emit.refuse("negative axes or steps", "run shape inference; reverse with Gather")
+    if any(axis < 0 for axis in axes):
+        raise emit.refuse("negative axes", "run shape inference")
     attributes: dict[str, list[int]] = {
         "axes": axes,
         "starts": [max(_INT32.min, min(_INT32.max, bound)) for bound in starts],
@@ -133,19 +134,20 @@ def gather(emit: Emitter) -> None:
 
 
 def pad(emit: Emitter) -> None:
-    """Pad with a constant -> pad, whose list pairs both sides of each axis."""
+    """Pad with a constant -> pad, whose list pairs both sides of each axis; with the map's own pixels -> pad3d."""
     mode = emit.string_attribute("mode", "constant")
     pads, rank = emit.constant_ints(1), emit.rank(0)
-    if mode != "constant" or pads is None or rank is None or any(side < 0 for side in pads):
-        raise emit.refuse(
-            f"mode {mode}, pads {pads}: only constant padding by known sizes can be written", "rewrite it"
-        )
+    if pads is None or rank is None or any(side < 0 for side in pads):
+        raise emit.refuse(f"mode {mode}, pads {pads}: only padding by known sizes can be written", "rewrite it")
     axes = emit.constant_ints(3)
     axes = list(range(rank)) if axes is None else [axis % rank for axis in axes]
     paddings = [0] * 2 * rank
     for position, axis in enumerate(axes):
         paddings[2 * axis] = pads[position]
         paddings[2 * axis + 1] = pads[position + len(axes)]
+    if mode != "constant":
+        pad_by_content(emit, mode, paddings)
+        return
     fill = emit.constant(2)
     value = 0.0 if fill is None or fill.size == 0 else float(fill.reshape(-1)[0])
     emit.op("pad", {"X": [emit.read(0)]}, {"Out": [emit.output()]}, paddings=paddings, pad_value=value)

@@ -95,7 +95,8 @@ class _Translation:
             self._absent() if name is None or name not in outputs else self._variable(outputs[name][0])
             for name in row.outputs
         ]
-        self._add(f"1.{row.name}", operands, results, written)
+        name = "triu" if op.type == "tril_triu" and not attributes["lower"].b else row.name
+        self._add(f"1.{name}", operands, results, written)
 
     # --- operands ------------------------------------------------------------------------------------------------
 
@@ -268,6 +269,8 @@ _KINDS: Mapping[str, Callable[[OpDesc.Attr], Json]] = {
     "bool": lambda a: _of("0.a_bool", a.b),
     "str": lambda a: _of("0.a_str", a.s),
     "dtype": lambda a: _of("1.a_dtype", PIR_NAMES_OF_DTYPE[DTYPE_OF_NUMBER[a.i]][1]),
+    "place": lambda a: _UNDEFINED_PLACE,
+    "f64s": lambda a: _array("f64", a.floats),
     "i32s": lambda a: _array("i32", a.ints),
     "i64s": lambda a: _array("i64", a.ints),
 }
