@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -188,6 +189,28 @@ def _squeezed_axes_agree(node: ir.Node) -> list[Size] | None:
     return elements if elements is not None and len(elements) == 1 else None
 
 
+def _computed(operation: Callable[[int, int], int]) -> Callable[[ir.Node], list[Size] | None]:
+    """Arithmetic of two vectors, or of a vector and one number. A symbol stays one if it meets the neutral number."""
+    neutral = {operator.add: 0, operator.sub: 0, operator.mul: 1, operator.floordiv: 1, max: 1}[operation]
+
+    def rule(node: ir.Node) -> list[Size] | None:
+        parts = [shape_elements(value) for value in node.inputs]
+        if len(parts) != 2 or parts[0] is None or parts[1] is None or 0 in (len(parts[0]), len(parts[1])):
+            return None
+        length = max(len(parts[0]), len(parts[1]))
+        first, second = (part * length if len(part) == 1 else part for part in (parts[0], parts[1]))
+        return [one(a, b) for a, b in zip(first, second, strict=True)] if len(first) == len(second) else None
+
+    def one(a: Size, b: Size) -> Size:
+        if isinstance(a, int) and isinstance(b, int):
+            return None if operation is operator.floordiv and (b == 0 or a % b) else operation(a, b)
+        if b == neutral:
+            return a
+        return b if a == neutral and operation in (operator.add, operator.mul, max) else None
+
+    return rule
+
+
 _SHAPE_RULES: dict[str, Callable[[ir.Node], list[Size] | None]] = {
     "Shape": _shape,
     "Cast": _first,
@@ -197,4 +220,10 @@ _SHAPE_RULES: dict[str, Callable[[ir.Node], list[Size] | None]] = {
     "Gather": _gathered,
     "Squeeze": _squeezed_axes_agree,
     "Unsqueeze": _squeezed_axes_agree,
+    "Reshape": _first,
+    "Add": _computed(operator.add),
+    "Sub": _computed(operator.sub),
+    "Mul": _computed(operator.mul),
+    "Div": _computed(operator.floordiv),
+    "Max": _computed(max),
 }

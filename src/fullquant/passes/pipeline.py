@@ -11,6 +11,7 @@ import onnx_ir as ir
 from fullquant.errors import ModelError
 from fullquant.graph.verify import verify
 from fullquant.passes.affine_to_depthwise import affine_to_depthwise
+from fullquant.passes.batch_expand import batch_expand
 from fullquant.passes.constants import constants_to_initializers, fold_constants
 from fullquant.passes.explicit_attributes import explicit_attributes
 from fullquant.passes.fold_batch_norm import fold_batch_norm
@@ -39,6 +40,7 @@ PIPELINE: tuple[Pass, ...] = (
     fold_constants,
     normal_reshape,
     free_batch,
+    batch_expand,
     remove_identity,
     normal_arithmetic,
     normal_clip,

@@ -151,6 +151,7 @@ RULES: Mapping[str, Rule] = {
     "Gather": shapes.gather,
     "Pad": shapes.pad,
     "Reshape": shapes.reshape,
+    "Shape": shapes.shape,
     "Slice": shapes.slice_,
     "Split": shapes.split,
     "Squeeze": shapes.squeeze,
