@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from fullquant.errors import UnsupportedOperatorError
+from fullquant.runtime.torch_more import reversed_slice, sampled_resize
 from fullquant.runtime.torch_rules import Operation, Tensor, attribute, constant_input, ints_input, rule
 
 
@@ -72,7 +73,7 @@ def _slice(node: ir.Node) -> Operation:
     axes = ints_input(node, 3) or list(range(len(starts)))
     steps = ints_input(node, 4) or [1] * len(starts)
     if any(step < 1 for step in steps):
-        raise UnsupportedOperatorError(f"Slice (node {node.name!r}) has a negative step {steps}")
+        return reversed_slice(node)
 
     def cut(x: Tensor, *_: Tensor) -> Tensor:
         index: list[slice] = [slice(None)] * x.ndim
@@ -89,7 +90,7 @@ def _pad(node: ir.Node) -> Operation:
     pads, axes = ints_input(node, 1) or [], ints_input(node, 3)
     value = constant_input(node, 2)
     fill = 0.0 if value is None else float(value)
-    names = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}
+    names = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
     if mode not in names:
         raise UnsupportedOperatorError(f"Pad (node {node.name!r}) has mode {mode!r}")
 
@@ -168,7 +169,8 @@ def _arg_max(node: ir.Node) -> Operation:
 
 @rule("Cast")
 def _cast(node: ir.Node) -> Operation:
-    kinds = {ir.DataType.FLOAT: torch.float32, ir.DataType.INT64: torch.int64, ir.DataType.INT32: torch.int32}
+    kinds = {ir.DataType.FLOAT: torch.float32, ir.DataType.INT64: torch.int64, ir.DataType.INT32: torch.int32,
+             ir.DataType.BOOL: torch.bool, ir.DataType.DOUBLE: torch.float64}  # fmt: skip
     kind = ir.DataType(int(attribute(node, "to")))
     if kind not in kinds:
         raise UnsupportedOperatorError(f"Cast (node {node.name!r}) to {kind.name}")
@@ -178,9 +180,15 @@ def _cast(node: ir.Node) -> Operation:
 @rule("DepthToSpace")
 def _depth_to_space(node: ir.Node) -> Operation:
     block = int(attribute(node, "blocksize"))
-    if attribute(node, "mode", "DCR") != "CRD":
-        raise UnsupportedOperatorError(f"DepthToSpace (node {node.name!r}): only mode CRD (pixel shuffle) is supported")
-    return lambda x: F.pixel_shuffle(x, block)
+    if attribute(node, "mode", "DCR") == "CRD":
+        return lambda x: F.pixel_shuffle(x, block)
+
+    def depth_first(x: Tensor) -> Tensor:
+        n, channels, height, width = x.shape
+        split = x.reshape(n, block, block, channels // block**2, height, width).permute(0, 3, 4, 1, 5, 2)
+        return split.reshape(n, channels // block**2, height * block, width * block)
+
+    return depth_first
 
 
 @rule("Resize")
@@ -191,7 +199,7 @@ def _resize(node: ir.Node) -> Operation:
     nearest = mode == "nearest" and transform == "asymmetric" and attribute(node, "nearest_mode", "") == "floor"
     linear = mode == "linear" and transform in ("half_pixel", "pytorch_half_pixel", "align_corners")
     if not (nearest or linear):
-        raise UnsupportedOperatorError(f"Resize (node {node.name!r}) with mode {mode}, {transform}")
+        return sampled_resize(node)
     align = None if nearest else transform == "align_corners"
 
     def resize(x: Tensor, *_: Any) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from fullquant.errors import UnsupportedOperatorError
-from fullquant.runtime import torch_moves
+from fullquant.runtime import torch_more, torch_moves
 from fullquant.runtime.convolution import Convolution, explicit_pads, split_pads
 from fullquant.runtime.torch_rules import (
     BUILDERS,
@@ -29,8 +29,8 @@ from fullquant.runtime.torch_rules import (
     rule,
 )
 
-# The import registers the rules of that module.
-__all__ = ["BUILDERS", "build_operation", "clip_bounds", "torch_moves"]
+# The imports register the rules of those modules.
+__all__ = ["BUILDERS", "build_operation", "clip_bounds", "torch_more", "torch_moves"]
 
 
 def build_operation(node: ir.Node) -> Operation:

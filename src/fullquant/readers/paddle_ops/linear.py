@@ -114,12 +114,3 @@ def gather(c: OpContext) -> ir.Value:
     if len(dims) == 2 and dims[1] == 1:
         index = c.reshape(index, [-1])
     return c.node("Gather", x, index, axis=axis)
-
-
-def p_norm(c: OpContext) -> ir.Value:
-    """L1 or L2 norm along an axis."""
-    order = c.number("porder", 2.0)
-    if order not in (1.0, 2.0) or c.flag("asvector"):
-        raise c.unsupported(f"the norm of order {order} is not read, only orders 1 and 2 along an axis are")
-    axes = c.int64([c.integer("axis", -1)])
-    return c.node(f"ReduceL{int(order)}", c.input("X"), axes, keepdims=int(c.flag("keepdim")))
