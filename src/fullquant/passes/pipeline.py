@@ -15,9 +15,11 @@ from fullquant.passes.batch_expand import batch_expand
 from fullquant.passes.constants import constants_to_initializers, fold_constants
 from fullquant.passes.explicit_attributes import explicit_attributes
 from fullquant.passes.fold_batch_norm import fold_batch_norm
+from fullquant.passes.fold_matmul_affine import fold_matmul_affine
 from fullquant.passes.fold_pad import fold_pad
 from fullquant.passes.fold_scale_shift import fold_scale_shift
 from fullquant.passes.free_batch import free_batch
+from fullquant.passes.fuse_channel_norm import fuse_channel_norm
 from fullquant.passes.fuse_hard_swish import fuse_hard_sigmoid, fuse_hard_swish
 from fullquant.passes.global_pooling import global_pooling
 from fullquant.passes.infer_shapes import infer_shapes
@@ -47,10 +49,12 @@ PIPELINE: tuple[Pass, ...] = (
     normal_gemm,
     explicit_attributes,
     global_pooling,
+    fuse_channel_norm,
     fuse_hard_sigmoid,
     fuse_hard_swish,
     fold_pad,
     fold_batch_norm,
+    fold_matmul_affine,
     fold_scale_shift,
     remove_unused,
 )
