@@ -82,7 +82,12 @@ def _last_axis_affine(node: ir.Node) -> tuple[ir.Value, Float64, Float64] | None
         return None
     data, array = operand
     sizes = dims(data)
-    if data is not node.inputs[0] or sizes is None or array.ndim > len(sizes) or (array.ndim and array.shape[-1] != array.size):
+    if (
+        data is not node.inputs[0]
+        or sizes is None
+        or array.ndim > len(sizes)
+        or (array.ndim and array.shape[-1] != array.size)
+    ):
         return None
     scale = array.reshape(-1).astype(np.float64)
     return data, scale, np.zeros_like(scale)

@@ -26,6 +26,7 @@ from fullquant.passes.infer_shapes import infer_shapes
 from fullquant.passes.normal_arithmetic import normal_arithmetic
 from fullquant.passes.normal_clip import normal_clip
 from fullquant.passes.normal_gemm import normal_gemm
+from fullquant.passes.normal_power import normal_power
 from fullquant.passes.normal_reshape import normal_reshape
 from fullquant.passes.remove_identity import remove_identity
 from fullquant.passes.remove_unused import remove_unused
@@ -59,7 +60,7 @@ PIPELINE: tuple[Pass, ...] = (
     remove_unused,
 )
 #: Run when nothing else rewrites any more.
-FINAL: tuple[Pass, ...] = (affine_to_depthwise, remove_unused, infer_shapes)
+FINAL: tuple[Pass, ...] = (normal_power, affine_to_depthwise, remove_unused, infer_shapes)
 
 #: Every pass makes the graph smaller or more normal, so a model that isn't finished by then shows a mistake in a pass.
 _MAX_ROUNDS = 50
