@@ -17,7 +17,7 @@ from fullquant.graph.edit import (
     node_label,
     producer_of,
 )
-from fullquant.passes.normal_reshape import shape_elements
+from fullquant.graph.shape_values import shape_elements
 
 _log = logging.getLogger(__name__)
 
