@@ -17,7 +17,7 @@ from fullquant.graph.edit import (
     node_label,
     producer_of,
 )
-from fullquant.passes.normal_reshape import shape_elements
+from fullquant.graph.shape_values import shape_elements
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +51,11 @@ def _expand(node: ir.Node, image: ir.Value, batch: str) -> bool:
         return True
     if not known or _is_normal(target, image):
         return False
+    # 1 means "as it is" to ONNX, Paddle wants the size.
+    behind = [1] * (len(sizes) - len(data)) + list(data)
+    known = [
+        kept if size == 1 and isinstance(kept, int) else size for size, kept in zip(known, behind[1:], strict=True)
+    ]
     rest = add_initializer(graph_of(node), f"{node.name}.sizes", np.asarray(known, dtype=np.int64))
     size = insert_before(node, "Shape", [image], {"start": 0, "end": 1})
     node.replace_input_with(1, insert_before(node, "Concat", [size, rest], {"axis": 0}))

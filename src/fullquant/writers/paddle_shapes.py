@@ -177,17 +177,16 @@ def shape(emit: Emitter) -> None:
     rank = len(dims_of(emit.required(0)))
     start, end = emit.int_attribute("start", 0), emit.int_attribute("end", rank)
     whole, part = emit.temporary("shape", [rank], np.int32), emit.temporary("part", [end - start], np.int32)
-    emit.op("shape", {"Input": [emit.read(0)]}, {"Out": [whole]})
-    emit.op(
-        "slice", {"Input": [whole]}, {"Out": [part]}, axes=[0], starts=[start], ends=[end], infer_flags=[1],
-        decrease_axis=[],
-    )  # fmt: skip
+    emit.builder.add_operator("shape", {"Input": [emit.read(0)]}, {"Out": [whole]}, {})
+    bounds = {"axes": [0], "starts": [start], "ends": [end], "infer_flags": [1], "decrease_axis": list[int]()}
+    emit.builder.add_operator("slice", {"Input": [whole]}, {"Out": [part]}, bounds)
     _cast(emit, part, emit.output(), np.int32, np.int64)
 
 
 def _cast(emit: Emitter, source: str, target: str, before: type, after: type) -> None:
     numbers = {"in_dtype": int(NUMBER_OF_DTYPE[np.dtype(before)]), "out_dtype": int(NUMBER_OF_DTYPE[np.dtype(after)])}
-    emit.op("cast", {"X": [source]}, {"Out": [target]}, **numbers)
+    # Integers have no scale, so no threshold.
+    emit.builder.add_operator("cast", {"X": [source]}, {"Out": [target]}, numbers)
 
 
 def _expand_to_computed(emit: Emitter) -> None:
