@@ -48,6 +48,13 @@ def fused_activation(node: ir.Node) -> tuple[float, float] | None:
     return None
 
 
+def moves_constants(node: ir.Node) -> bool:
+    """Whether a constant other than 0 is among the values that a node moves: it has a grid of its own, or none."""
+    moved = node.inputs if node.op_type in ("Concat", "Pad") else node.inputs[:1]
+    constants = [v.const_value for v in moved if v is not None and v.const_value is not None]
+    return any(c.dtype == ir.DataType.FLOAT and bool(np.any(c.numpy())) for c in constants)
+
+
 class GraphModule(nn.Module):
     """forward(images [N,C,H,W] float32) -> the graph's output.
 
@@ -182,6 +189,8 @@ class GraphModule(nn.Module):
     def _on_grid_already(self, node: ir.Node, tensor: str) -> bool:
         """True where rounding again would change nothing: data moved from tensors with the same scale."""
         if node.op_type not in MOVES or self.placement is None or self._restricted(tensor) is not None:
+            return False
+        if moves_constants(node):
             return False
         owner = self.placement.scale_owner(tensor)
         sources = [v.name for v in node.inputs if v is not None and v.name and v.const_value is None]

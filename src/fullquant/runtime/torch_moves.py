@@ -123,12 +123,21 @@ def _split(node: ir.Node) -> Operation:
 
 @rule("Expand")
 def _expand(node: ir.Node) -> Operation:
-    target = ints_input(node, 1) or []
+    # Only the batch may be computed: see passes.batch_expand.
+    shape = node.inputs[1]
+    target = None if shape is not None and shape.const_value is None else ints_input(node, 1) or []
 
-    def expand(x: Tensor, *_: Tensor) -> Tensor:
-        return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(target)))
+    def expand(x: Tensor, *computed: Tensor) -> Tensor:
+        sizes = computed[0].tolist() if target is None else target
+        return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(sizes)))
 
     return expand
+
+
+@rule("Shape")
+def _shape(node: ir.Node) -> Operation:
+    start, end = int(attribute(node, "start", 0)), attribute(node, "end")
+    return lambda x: torch.tensor(x.shape[start:end], dtype=torch.int64)
 
 
 @rule("Tile")

@@ -185,6 +185,7 @@ RULES: Mapping[str, Rule] = {
     "Pad": shapes.pad,
     "Reshape": shapes.reshape,
     "Resize": more.resize,
+    "Shape": shapes.shape,
     "Slice": shapes.slice_,
     "Split": shapes.split,
     "Squeeze": shapes.squeeze,

@@ -174,8 +174,36 @@ def concat(emit: Emitter) -> None:
     emit.op("concat", {"X": variables}, {"Out": [emit.output()]}, axis=emit.int_attribute("axis", 0))
 
 
+def shape(emit: Emitter) -> None:
+    """Shape -> shape (int32, of all axes), slice, cast to int64. Shape64 is unknown to Paddle 2."""
+    rank = len(dims_of(emit.required(0)))
+    start, end = emit.int_attribute("start", 0), emit.int_attribute("end", rank)
+    whole, part = emit.temporary("shape", [rank], np.int32), emit.temporary("part", [end - start], np.int32)
+    emit.builder.add_operator("shape", {"Input": [emit.read(0)]}, {"Out": [whole]}, {})
+    bounds = {"axes": [0], "starts": [start], "ends": [end], "infer_flags": [1], "decrease_axis": list[int]()}
+    emit.builder.add_operator("slice", {"Input": [whole]}, {"Out": [part]}, bounds)
+    _cast(emit, part, emit.output(), np.int32, np.int64)
+
+
+def _cast(emit: Emitter, source: str, target: str, before: type, after: type) -> None:
+    numbers = {"in_dtype": int(NUMBER_OF_DTYPE[np.dtype(before)]), "out_dtype": int(NUMBER_OF_DTYPE[np.dtype(after)])}
+    # Integers have no scale, so no threshold.
+    emit.builder.add_operator("cast", {"X": [source]}, {"Out": [target]}, numbers)
+
+
+def _expand_to_computed(emit: Emitter) -> None:
+    """The target as one int32 tensor, which is what Paddle Lite reads."""
+    target = emit.temporary("target", dims_of(emit.required(1)), np.int32)
+    _cast(emit, emit.read(1), target, np.int64, np.int32)
+    sizes = dims_of(emit.node.outputs[0])
+    emit.op("expand_v2", {"X": [emit.read(0)], "Shape": [target]}, {"Out": [emit.output()]}, shape=sizes)
+
+
 def expand(emit: Emitter) -> None:
     """Expand -> expand_v2, where -1 keeps a size; ONNX keeps it where the target is 1."""
+    if emit.required(1).const_value is None:
+        _expand_to_computed(emit)
+        return
     shape, rank = _target_shape(emit), emit.rank(0)
     if rank is None:
         raise emit.refuse("the input's rank is unknown", "run shape inference")

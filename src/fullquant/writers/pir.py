@@ -23,7 +23,7 @@ from fullquant.errors import ExportError
 from fullquant.formats.framework_pb2 import OpDesc
 from fullquant.formats.paddle_types import DTYPE_OF_NUMBER, PIR_NAMES_OF_DTYPE
 from fullquant.writers.paddle_builder import PaddleProgram
-from fullquant.writers.pir_rows import ROWS, Combined, Ints, Json, Operand, Row, Scalar
+from fullquant.writers.pir_rows import ROWS, Combined, Ints, IntsOrTensor, Json, Operand, Row, Scalar
 
 _CPU = {"#": "1.a_place", "D": [1, 0, ""]}
 _UNDEFINED_PLACE = {"#": "1.a_place", "D": [0, 0, ""]}
@@ -106,7 +106,9 @@ class _Translation:
         """The number of an operand's value, 0 for none."""
         if isinstance(operand, str):
             return self._values[inputs[operand][0]] if inputs.get(operand) else 0
-        if isinstance(operand, Ints):
+        if isinstance(operand, IntsOrTensor) and inputs.get(operand.parameter):
+            return self._values[inputs[operand.parameter][0]]
+        if isinstance(operand, Ints | IntsOrTensor):
             return self._ints(attributes[operand.attribute].ints)
         if isinstance(operand, Scalar):
             attribute = attributes[operand.attribute]

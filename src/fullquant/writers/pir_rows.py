@@ -20,6 +20,14 @@ class Ints:
 
 
 @dataclass(frozen=True)
+class IntsOrTensor:
+    """An operand that is an integer vector: the legacy input where it is bound, else the legacy attribute."""
+
+    parameter: str
+    attribute: str
+
+
+@dataclass(frozen=True)
 class Scalar:
     """An operand that is one number, from a legacy attribute. dtype: PIR's name of its element type."""
 
@@ -39,7 +47,7 @@ class Absent:
     """An operand that training reads."""
 
 
-Operand: TypeAlias = "str | Ints | Scalar | Combined | Absent"
+Operand: TypeAlias = "str | Ints | IntsOrTensor | Scalar | Combined | Absent"
 
 
 @dataclass(frozen=True)
@@ -199,7 +207,8 @@ ROWS: Mapping[str, Row] = {
     "pad": Row("pad", ("X", Scalar("pad_value")), _same(("paddings", "i32s"))),
     "split": Row("split", ("X", Ints("sections"), Scalar("axis", "int32")), several=True),
     "concat": Row("concat", (Combined("X"), Scalar("axis", "int32"))),
-    "expand_v2": Row("expand", ("X", Ints("shape"))),
+    "expand_v2": Row("expand", ("X", IntsOrTensor("Shape", "shape"))),
+    "shape": Row("shape", ("Input",)),
     "cast": Row("cast", ("X",), (("dtype", "dtype", "out_dtype"),)),
     **MORE,
     "quantize_linear": Row("quantize_linear", _LINEAR, _QUANTIZER, ("Y", None, None, None)),

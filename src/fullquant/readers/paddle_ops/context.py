@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from fullquant.errors import ModelError, UnsupportedOperatorError
 from fullquant.formats.paddle_types import DTYPE_OF_NUMBER
+from fullquant.graph.shape_values import shape_elements
 from fullquant.readers.graph_builder import Array, GraphBuilder, NodeAttr
 from fullquant.readers.program import AttrValue, PaddleOp, VariableRef
 from fullquant.readers.refusals import OTHER_WAY
@@ -154,7 +155,10 @@ class OpContext:
             self._as_int64_vector(variable) if array is None else self.int64(array.ravel().tolist())
             for variable, array in zip(names, known, strict=True)
         ]
-        return pieces[0] if len(pieces) == 1 else self.node("Concat", *pieces, axis=0)
+        value = pieces[0] if len(pieces) == 1 else self.node("Concat", *pieces, axis=0)
+        sizes = shape_elements(value) or [None]
+        found = [size for size in sizes if isinstance(size, int)]
+        return found if len(found) == len(sizes) else value
 
     def _as_int64_vector(self, variable: str) -> ir.Value:
         value = self.cast(self._builder.value(variable), np.dtype(np.int64))
@@ -231,6 +235,10 @@ class OpContext:
     def reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
         """Reshape to numbers: 0 copies the size of the same axis, -1 takes what is left."""
         return self.node("Reshape", value, self.int64(shape))
+
+    def name_size(self, value: ir.Value, axis: int, symbol: str) -> None:
+        """Gives a size that ONNX's inference left open the name of what it is."""
+        self._builder.name_size(value, axis, symbol)
 
     def set_constant(self, output: str, array: Array) -> None:
         """Gives an output a content that is known now; no node is made."""

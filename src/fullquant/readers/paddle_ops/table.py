@@ -16,6 +16,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from fullquant.readers.paddle_ops import (
+    assignment,
     comparison,
     conv,
     elementwise,
@@ -84,6 +85,7 @@ _AXIS = Number("axis", "AxisTensor", "AxisTensorList")
 _STARTS = Number("starts", "StartsTensor", "StartsTensorList")
 _ENDS = Number("ends", "EndsTensor", "EndsTensorList")
 _STRIDES = Number("strides", "StridesTensor", "StridesTensorList")
+_STEPS = Number("steps", "StepsTensor", "StepsTensorList")
 _PADDINGS = Number("paddings", "Paddings", "PaddingsList")
 _INTERPOLATE = ("X", Number("out_size", "OutSize"), Number("size_list", "", "SizeTensor"), "Scale")
 
@@ -297,6 +299,13 @@ _SHAPES = (
         (Number("value", "ValueTensor"), Number("shape", "ShapeTensor", "ShapeTensorList")),
     ),
     Operator(("fill_any_like",), shape.fill_like, ("full_like",), ("X", Number("value", "ValueTensor"))),
+    Operator(("set_value",), assignment.set_value, ("set_value", "set_value_"), ("Input", _STARTS, _ENDS, _STEPS)),
+    Operator(
+        ("set_value_with_tensor",),
+        assignment.set_value,
+        ("set_value_with_tensor", "set_value_with_tensor_"),
+        ("Input", "ValueTensor", _STARTS, _ENDS, _STEPS),
+    ),
     Operator(("full_int_array",), shape.full_int_array, ("full_int_array",), ()),
     Operator(("assign_value",), shape.assign_value, ("assign_value",), ("Output",)),
     Operator(("expand_v2",), shape.expand, ("expand",), ("X", Number("shape", "Shape", "expand_shapes_tensor"))),
