@@ -1,0 +1,186 @@
+"""The exporting side, run by an interpreter that has PaddlePaddle and paddleclas: one JSON line in, one out, per model.
+
+    {"name": "ResNet50", "form": "json", "folder": "/tmp/x", "images": "/tmp/images.npy"}
+
+Weights are drawn as He et al. do; the statistics of BatchNorm are those of the given images, its gamma and beta are
+drawn too; the last layer is scaled so that the logits have a standard deviation of 2. So no operator is an identity, and
+the outputs differ between images. `--list` prints the names of all backbone constructors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import time
+
+import numpy as np
+import paddle
+import paddle.nn as nn
+
+_SIZE = re.compile(r"_(256|299|336|384)(?:_|$)")
+_OTHER_SIZES = {
+    "InceptionV3": 299, "InceptionV4": 299, "EfficientNetB1": 240, "EfficientNetB2": 260, "EfficientNetB3": 300,
+    "EfficientNetB4": 380, "EfficientNetB5": 456, "EfficientNetB6": 528, "EfficientNetB7": 600,
+    "EfficientNetB3_watermark": 320, "Xception41": 299, "Xception65": 299, "Xception71": 299,
+    "Xception41_deeplab": 299, "Xception65_deeplab": 299,
+}  # fmt: skip
+_SHAPES = {
+    "MobileFaceNet": (112, 112), "WideResNet": (32, 32), "SVTR_tiny": (32, 100), "SVTR_base": (32, 100),
+    "SVTR_large": (32, 100),
+}  # fmt: skip
+_DEVIATION = 2.0  # of the logits
+
+
+def _backbones():
+    root = next(p for p in sys.path if os.path.isdir(os.path.join(p, "paddleclas", "ppcls")))
+    sys.path.insert(0, os.path.join(root, "paddleclas"))
+    from ppcls.arch import backbone
+
+    found = {}
+    for name in dir(backbone):
+        item = getattr(backbone, name)
+        if callable(item) and not name.startswith("_") and name not in ("get_apis", "PPLCNetBaseNet"):
+            found[name] = item
+    return found
+
+
+def image_shape(name):
+    """(height, width) that the constructor expects."""
+    if name in _SHAPES:
+        return _SHAPES[name]
+    if name.startswith("AdaFace"):
+        return 112, 112
+    found = re.search(r"window\d+_(\d{3})", name) or _SIZE.search(name)
+    size = _OTHER_SIZES.get(name) or (int(found.group(1)) if found else 224)
+    return size, size
+
+
+class _Classifier(nn.Layer):
+    """What PaddleClas exports: the first output of a network with several."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        y = self.network(x)
+        while isinstance(y, (list, tuple, dict)):
+            y = (y["logits"] if "logits" in y else next(iter(y.values()))) if isinstance(y, dict) else y[0]
+        return y
+
+
+def _draw(parameter, random, mean, deviation):
+    shape = tuple(parameter.shape)
+    parameter.set_value(random.normal(mean, deviation, shape).astype("float32"))
+
+
+def _randomize(network, random):
+    """He's weights, norms that are no identities, and no parameter that is zero or tiny everywhere."""
+    seen = set()
+    for layer in network.sublayers(include_self=True):
+        own = {k: p for k, p in layer._parameters.items() if p is not None}
+        norm = isinstance(layer, (nn.LayerNorm, nn.GroupNorm)) or "BatchNorm" in type(layer).__name__
+        for key, parameter in own.items():
+            if id(parameter) in seen or not str(parameter.dtype).endswith("float32"):
+                continue
+            seen.add(id(parameter))
+            shape = tuple(parameter.shape)
+            if norm and key in ("_mean", "_variance"):
+                continue
+            if norm:
+                parameter.set_value(
+                    (random.uniform(0.7, 1.3, shape) if key == "weight" else random.normal(0, 0.2, shape)).astype("float32")
+                )
+            elif key == "weight" and len(shape) >= 2 and isinstance(layer, (nn.Conv2D, nn.Linear)):
+                fan_in = math.prod(shape[1:]) if isinstance(layer, nn.Conv2D) else shape[0]
+                _draw(parameter, random, 0.0, math.sqrt((2.0 if isinstance(layer, nn.Conv2D) else 1.0) / fan_in))
+            elif key == "bias":
+                _draw(parameter, random, 0.0, 0.1)
+            else:
+                values = parameter.numpy()
+                if np.abs(values).max(initial=0.0) < 1e-3:  # a layer scale, a token
+                    _draw(parameter, random, 0.3 if len(shape) == 1 else 0.0, 0.1)
+                else:
+                    parameter.set_value((values + random.normal(0, 0.05, shape)).astype("float32"))
+
+
+def _estimate_statistics(network, images):
+    """BatchNorm statistics of these images, by one pass in training mode without random layers."""
+    network.train()
+    for layer in network.sublayers(include_self=True):
+        kind = type(layer).__name__
+        if "BatchNorm" in kind:
+            layer._momentum = 0.0
+        elif "Drop" in kind:
+            layer.training = False
+    with paddle.no_grad():
+        network(images)
+
+
+def _scale_logits(network, images):
+    """The last layer with parameters gives logits of a fixed deviation."""
+    with paddle.no_grad():
+        deviation = float(network(images).std())
+    last = [s for s in network.sublayers() if isinstance(s, (nn.Linear, nn.Conv2D))]
+    heads = [s for s in last if (s.weight.shape[1] if isinstance(s, nn.Linear) else s.weight.shape[0]) == 1000]
+    if not heads or not math.isfinite(deviation) or deviation == 0.0:
+        return
+    for layer in heads:
+        for parameter in (layer.weight, layer.bias):
+            if parameter is not None:
+                parameter.set_value(parameter * (_DEVIATION / deviation))
+
+
+def _reparametrize(network):
+    for layer in network.sublayers(include_self=True):
+        if hasattr(layer, "rep") and not getattr(layer, "is_repped", False):
+            layer.rep()
+
+
+def export(name, constructor, form, folder, images_file):
+    """Writes folder/inference.*; returns what is told about the model."""
+    paddle.seed(0)
+    random = np.random.default_rng(sum(name.encode()))
+    network = _Classifier(constructor())
+    height, width = image_shape(name)
+    images = np.load(images_file)[:8].astype("float32")
+    images = paddle.nn.functional.interpolate(paddle.to_tensor(images), size=[height, width], mode="bilinear")
+    parameters = sum(int(np.prod(p.shape)) for p in network.parameters())
+    if parameters > 60e6 or height > 300:
+        images = images[:4]
+    _randomize(network, random)
+    _estimate_statistics(network, images)
+    network.eval()
+    _reparametrize(network)
+    _scale_logits(network, images)
+    spec = [paddle.static.InputSpec([None, 3, height, width], "float32", name="x")]
+    static = paddle.jit.to_static(network, input_spec=spec)
+    paddle.jit.save(static, os.path.join(folder, "inference"))
+    return {"height": height, "width": width, "parameters": parameters}
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print is not an answer
+    found = _backbones()
+    if "--list" in sys.argv:
+        answers.write(json.dumps(sorted(found)) + "\n")
+        return
+    for line in sys.stdin:
+        task = json.loads(line)
+        began = time.monotonic()
+        try:
+            if paddle.__version__ >= "3" and task["form"] == "pdmodel":
+                paddle.set_flags({"FLAGS_enable_pir_api": 0})
+            answer = export(task["name"], found[task["name"]], task["form"], task["folder"], task["images"])
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"}
+        answer["seconds"] = round(time.monotonic() - began, 1)
+        answers.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()
