@@ -24,7 +24,9 @@ from fullquant.calibration.observers import MinMaxObserver
 from fullquant.config import load_config
 from fullquant.errors import FullquantError
 from fullquant.passes import prepare
+from fullquant.placement.decision import Placement
 from fullquant.placement.place import place
+from fullquant.placement.rules import LAYERS
 from fullquant.readers import read_model
 from fullquant.runtime.executor import GraphModule
 from fullquant.runtime.sessions import Session, open_session
@@ -113,7 +115,7 @@ class Check:
     def _quantized(self, model: Any, teacher: GraphModule) -> QuantizedModel:
         config = load_config({"QuantPost": {}})
         placement = place(model, config.target(None), placement_options(config))
-        floats = [d.tensor for d in placement if d.spec is None]
+        floats = _float_tensors(model, placement)
         self.found["full_integer"] = not floats
         self.found["float_tensors"] = floats[:20]
         calibration = [self.images[i : i + 4] for i in range(0, CALIBRATION, 4)]
@@ -122,6 +124,12 @@ class Check:
         qparams = activations | calibrate_weights(model, placement, activations)
         student = GraphModule(model, placement=placement, qparams=qparams).eval()
         return finished(model, student)
+
+
+def _float_tensors(model: Any, placement: Placement) -> list[str]:
+    """Tensors between operators and weights of layers without a scale; a bound or a norm's parameter is neither."""
+    weights = {str(node.inputs[1].name) for node in model.graph if node.op_type in LAYERS}
+    return [d.tensor for d in placement if d.spec is None and (d.kind == "activation" or d.tensor in weights)]
 
 
 def _predict(module: GraphModule, images: Array, batch: int = 4) -> Array:
