@@ -176,7 +176,7 @@ def _reparametrize(network):
             layer.rep()
 
 
-def export(name, constructor, form, folder, images_file):
+def export(name, constructor, folder, images_file):
     """Writes folder/inference.*; returns what is told about the model."""
     paddle.seed(0)
     random = np.random.default_rng(sum(name.encode()))
@@ -205,16 +205,34 @@ def main():
         answers.write(json.dumps(sorted(found)) + "\n")
         return
     for line in sys.stdin:
-        task = json.loads(line)
-        began = time.monotonic()
-        try:
-            if paddle.__version__ >= "3" and task["form"] == "pdmodel":
-                paddle.set_flags({"FLAGS_enable_pir_api": 0})
-            answer = export(task["name"], found[task["name"]], task["form"], task["folder"], task["images"])
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"}
-        answer["seconds"] = round(time.monotonic() - began, 1)
-        answers.write(json.dumps(answer) + "\n")
+        answers.write(json.dumps(_in_a_child(json.loads(line), found)) + "\n")
+
+
+def _in_a_child(task, found):
+    """Some networks name their parameters, and a process takes each name once: so each export has a process."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        with os.fdopen(writing, "w") as pipe:
+            pipe.write(json.dumps(_answer(task, found)))
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return json.loads(text) if text else {"error": f"PaddlePaddle died (wait status {status})"}
+
+
+def _answer(task, found):
+    began = time.monotonic()
+    try:
+        if paddle.__version__ >= "3" and task["form"] == "pdmodel":
+            paddle.set_flags({"FLAGS_enable_pir_api": 0})
+        answer = export(task["name"], found[task["name"]], task["folder"], task["images"])
+    except Exception as error:
+        answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"}
+    return answer | {"seconds": round(time.monotonic() - began, 1)}
 
 
 if __name__ == "__main__":

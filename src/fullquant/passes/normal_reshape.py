@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -188,6 +189,34 @@ def _squeezed_axes_agree(node: ir.Node) -> list[Size] | None:
     return elements if elements is not None and len(elements) == 1 else None
 
 
+def _reshaped(node: ir.Node) -> list[Size] | None:
+    """A vector or scalar of sizes keeps its elements and their order, whatever shape it gets."""
+    return shape_elements(node.inputs[0])
+
+
+_ARITHMETIC: dict[str, Callable[[int, int], int]] = {
+    "Add": operator.add,
+    "Sub": operator.sub,
+    "Mul": operator.mul,
+}
+
+
+def _computed(node: ir.Node) -> list[Size] | None:
+    """Sums, differences and products of sizes: known where both operands are, unknown otherwise."""
+    pair = [shape_elements(value) for value in node.inputs]
+    found = [elements for elements in pair if elements is not None]
+    if len(found) != 2:
+        return None
+    length = max(len(elements) for elements in found)
+    if any(len(elements) not in (1, length) for elements in found):
+        return None
+    left, right = (elements * length if len(elements) == 1 else elements for elements in found)
+    compute = _ARITHMETIC[node.op_type]
+    return [
+        compute(a, b) if isinstance(a, int) and isinstance(b, int) else None for a, b in zip(left, right, strict=True)
+    ]
+
+
 _SHAPE_RULES: dict[str, Callable[[ir.Node], list[Size] | None]] = {
     "Shape": _shape,
     "Cast": _first,
@@ -197,4 +226,6 @@ _SHAPE_RULES: dict[str, Callable[[ir.Node], list[Size] | None]] = {
     "Gather": _gathered,
     "Squeeze": _squeezed_axes_agree,
     "Unsqueeze": _squeezed_axes_agree,
+    "Reshape": _reshaped,
+    **dict.fromkeys(_ARITHMETIC, _computed),
 }
