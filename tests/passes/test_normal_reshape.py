@@ -149,3 +149,40 @@ def test_elements_of_shapes(start: int, end: int, step: int, index: int) -> None
     concat = next(node for node in model.graph if node.op_type == "Concat")
     assert shape_elements(concat.outputs[0]) == [*sizes[start:end:step], sizes[index]]
     assert shape_elements(model.graph.inputs[0]) is None
+
+
+def test_channel_shuffle_of_an_unknown_batch() -> None:
+    """ShuffleNetV2 from PaddlePaddle 2.6: the batch size is a scalar that is reshaped to a vector for each Concat."""
+    model = parse(
+        "g (float[N,6,2,2] x) => (float y) { s = Shape(x)  i = Cast <to = 6> (s)  p = Slice(i, start, end) "
+        "n = Squeeze(p, axis)  c = Cast <to = 7> (n)  v = Reshape(c, one)  t = Concat <axis = 0> (v, five) "
+        "r = Reshape(x, t)  m = Transpose <perm = [0, 2, 1, 3, 4]> (r)  u = Concat <axis = 0> (v, four) "
+        "y = Reshape(m, u) }",
+        start=np.int64([0]),
+        end=np.int64([1]),
+        axis=np.int64([0]),
+        one=np.int64([1]),
+        five=np.int64([2, 3, 2, 2]),
+        four=np.int64([6, 2, 2]),
+    )
+    infer_shapes(model)
+    check(rewrite, model)
+    assert operators(model) == ["Reshape", "Transpose", "Reshape"]
+
+
+@given(sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)), kind=st.sampled_from(["Add", "Sub", "Mul"]))
+def test_arithmetic_of_sizes(sizes: tuple[int, int], kind: str) -> None:
+    """Known sizes are computed, with one element for all; with the unknown batch nothing is claimed."""
+    height, width = sizes
+    model = parse(
+        f"g (float[N,{height},{width}] x, int64[2] k) => (int64 y, int64 z) {{ s = Shape(x)  h = Slice(s, one, three) "
+        f"w = Slice(s, two, three)  y = {kind}(h, w)  n = Slice(s, zero, one)  z = {kind}(n, w) }}",
+        zero=np.int64([0]),
+        one=np.int64([1]),
+        two=np.int64([2]),
+        three=np.int64([3]),
+    )
+    compute = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}[kind]
+    expected, unknown = (shape_elements(value) for value in model.graph.outputs)
+    assert expected == compute(np.int64(sizes), width).tolist()
+    assert unknown == [None]

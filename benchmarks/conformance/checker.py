@@ -1,0 +1,151 @@
+"""The checking side, run by fullquant's interpreter: an exported model goes through the whole product.
+
+One JSON line in ({"folder": ..., "images": file, "height": h, "width": w}), one out, per model: each step with its
+figures, and the first error with the step that it belongs to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fullquant.auto_compression.exporting import export
+from fullquant.auto_compression.stages import QuantizedModel, finished, placement_options
+from fullquant.calibration.calibrator import calibrate_weights, observe_activations, observed_qparams
+from fullquant.calibration.observers import MinMaxObserver
+from fullquant.config import load_config
+from fullquant.errors import FullquantError
+from fullquant.passes import prepare
+from fullquant.placement.decision import Placement
+from fullquant.placement.place import place
+from fullquant.placement.rules import LAYERS
+from fullquant.readers import read_model
+from fullquant.runtime.executor import GraphModule
+from fullquant.runtime.sessions import Session, open_session
+from fullquant.runtime.simulator import Simulator
+
+Array = npt.NDArray[np.float32]
+CALIBRATION = 8
+
+
+def _images(path: str, height: int, width: int, count: int) -> Array:
+    import torch
+
+    images = torch.from_numpy(np.load(path)[: CALIBRATION + count])
+    resized = torch.nn.functional.interpolate(images, (height, width), mode="bilinear")
+    return np.ascontiguousarray(resized.numpy())
+
+
+def _run(session: Session, images: Array, batch: int = 4) -> Array:
+    (name,) = session.input_names
+    parts = [session.run({name: images[i : i + batch]})[0] for i in range(0, len(images), batch)]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def _difference(reference: Array, other: Array) -> float:
+    """Largest difference, relative to the range of the reference."""
+    span = float(reference.max() - reference.min()) or 1.0
+    return float(np.abs(reference - other).max()) / span
+
+
+def _same(a: Array, b: Array) -> float:
+    return float((a.reshape(len(a), -1).argmax(1) == b.reshape(len(b), -1).argmax(1)).mean())
+
+
+class Check:
+    """One model; `found` grows step by step, so that what was reached before an error is told."""
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        self.folder = Path(task["folder"])
+        self.images = _images(task["images"], task["height"], task["width"], task["count"])
+        self.found: dict[str, Any] = {}
+        self.step = ""
+
+    def run(self) -> dict[str, Any]:
+        began = time.monotonic()
+        try:
+            self._all()
+        except FullquantError as error:
+            self.found["error"] = f"{self.step}: {str(error).replace(str(self.folder), '')[:400]}"
+        except Exception as error:  # anything else is a defect of ours, and is told as one
+            self.found["error"] = f"{self.step}: DEFECT {type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        self.found["seconds"] = round(time.monotonic() - began, 1)
+        return self.found
+
+    def _all(self) -> None:
+        self.step = "read"
+        source = read_model(self.folder)
+        self.step = "prepare"
+        model = prepare(source)
+        self.found["reads"] = True
+        test = self.images[CALIBRATION:]
+        self.step = "float"
+        paddle = _run(open_session(self.folder, "paddle"), test)
+        mine = _run(open_session(model, "onnxruntime"), test)
+        self.found["distinct"] = len(set(paddle.reshape(len(paddle), -1).argmax(1).tolist()))
+        self.found["float_difference"] = _difference(paddle, mine)
+        teacher = GraphModule(model).eval()
+        self.found["executor_difference"] = _difference(paddle, _predict(teacher, test))
+        self.step = "quantize"
+        quantized = self._quantized(model, teacher)
+        simulated = _predict(quantized.student, test)
+        self.found["agreement"] = _same(paddle, simulated)
+        self.step = "export"
+        files = export(quantized, self.folder / "int8", ("inference.pdmodel", "inference.pdiparams"))
+        self.found["exports"] = True
+        for name, path, engine, optimize in (
+            ("onnxruntime", files.onnx, "onnxruntime", True), ("paddle", files.paddle_model, "paddle", True),
+            ("paddle_json", files.paddle_json, "paddle", True),
+        ):  # fmt: skip
+            self.step = f"run {name}"
+            if path is None:
+                continue
+            outputs = _run(open_session(path, engine, optimize=optimize), test)
+            self.found[f"{name}_difference"] = _difference(simulated, outputs)
+            self.found[f"{name}_same"] = _same(simulated, outputs)
+
+    def _quantized(self, model: Any, teacher: GraphModule) -> QuantizedModel:
+        config = load_config({"QuantPost": {}})
+        placement = place(model, config.target(None), placement_options(config))
+        floats = _float_tensors(model, placement)
+        self.found["full_integer"] = not floats
+        self.found["float_tensors"] = floats[:20]
+        calibration = [self.images[i : i + 4] for i in range(0, CALIBRATION, 4)]
+        observers = observe_activations(teacher, model, placement, calibration, MinMaxObserver)
+        activations = observed_qparams(observers, placement)
+        qparams = activations | calibrate_weights(model, placement, activations)
+        student = GraphModule(model, placement=placement, qparams=qparams).eval()
+        return finished(model, student)
+
+
+def _float_tensors(model: Any, placement: Placement) -> list[str]:
+    """Tensors between operators and weights of layers without a scale; a bound or a norm's parameter is neither."""
+    weights = {str(node.inputs[1].name) for node in model.graph if node.op_type in LAYERS}
+    return [d.tensor for d in placement if d.spec is None and (d.kind == "activation" or d.tensor in weights)]
+
+
+def _predict(module: GraphModule, images: Array, batch: int = 4) -> Array:
+    simulator = Simulator(module)
+    return np.concatenate([simulator.predict(images[i : i + batch]) for i in range(0, len(images), batch)])
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print is not an answer
+    for line in sys.stdin:
+        task = json.loads(line)
+        answer = Check(task).run()
+        shutil.rmtree(Path(task["folder"]) / "int8", ignore_errors=True)
+        answers.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()

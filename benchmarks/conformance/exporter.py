@@ -1,0 +1,242 @@
+"""The exporting side, run by an interpreter that has PaddlePaddle and paddleclas: one JSON line in, one out, per model.
+
+    {"name": "ResNet50", "form": "json", "folder": "/tmp/x", "images": "/tmp/images.npy"}
+
+Weights are drawn as He et al. do; the statistics of BatchNorm are those of the given images, its gamma and beta are
+drawn too; the last layer tells the images apart, image k is of class k. So no operator is an identity, and classes do not
+tie. `--list` prints the names of all backbone constructors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import time
+
+import numpy as np
+import paddle
+import paddle.nn as nn
+
+_SIZE = re.compile(r"_(256|299|336|384)(?:_|$)")
+_OTHER_SIZES = {
+    "InceptionV3": 299, "InceptionV4": 299, "EfficientNetB1": 240, "EfficientNetB2": 260, "EfficientNetB3": 300,
+    "EfficientNetB4": 380, "EfficientNetB5": 456, "EfficientNetB6": 528, "EfficientNetB7": 600,
+    "EfficientNetB3_watermark": 320, "Xception41": 299, "Xception65": 299, "Xception71": 299,
+    "Xception41_deeplab": 299, "Xception65_deeplab": 299,
+}  # fmt: skip
+_SHAPES = {
+    "MobileFaceNet": (112, 112), "WideResNet": (32, 32), "SVTR_tiny": (32, 100), "SVTR_base": (32, 100),
+    "SVTR_large": (32, 100),
+}  # fmt: skip
+_DEVIATION = 2.0  # of the logits
+
+
+def _backbones():
+    root = next(p for p in sys.path if os.path.isdir(os.path.join(p, "paddleclas", "ppcls")))
+    sys.path.insert(0, os.path.join(root, "paddleclas"))
+    from ppcls.arch import backbone
+    from ppcls.utils import logger
+
+    logger.init_logger()
+
+    found = {}
+    for name in dir(backbone):
+        item = getattr(backbone, name)
+        if callable(item) and not name.startswith("_") and name not in ("get_apis", "PPLCNetBaseNet"):
+            found[name] = item
+    return found
+
+
+def image_shape(name):
+    """(height, width) that the constructor expects."""
+    if name in _SHAPES:
+        return _SHAPES[name]
+    if name.startswith("AdaFace"):
+        return 112, 112
+    found = re.search(r"window\d+_(\d{3})", name) or _SIZE.search(name)
+    size = _OTHER_SIZES.get(name) or (int(found.group(1)) if found else 224)
+    return size, size
+
+
+class _Classifier(nn.Layer):
+    """What PaddleClas exports: the first output of a network with several."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        y = self.network(x)
+        while isinstance(y, (list, tuple, dict)):
+            y = (y["logits"] if "logits" in y else next(iter(y.values()))) if isinstance(y, dict) else y[0]
+        return y
+
+
+def _draw(parameter, random, mean, deviation):
+    shape = tuple(parameter.shape)
+    parameter.set_value(random.normal(mean, deviation, shape).astype("float32"))
+
+
+def _randomize(network, random):
+    """He's weights, norms that are no identities, and no parameter that is zero or tiny everywhere."""
+    seen = set()
+    for layer in network.sublayers(include_self=True):
+        own = {k: p for k, p in layer._parameters.items() if p is not None}
+        norm = isinstance(layer, (nn.LayerNorm, nn.GroupNorm)) or "BatchNorm" in type(layer).__name__
+        for key, parameter in own.items():
+            if id(parameter) in seen or not str(parameter.dtype).endswith("float32"):
+                continue
+            seen.add(id(parameter))
+            shape = tuple(parameter.shape)
+            if norm and key in ("_mean", "_variance"):
+                continue
+            if norm:
+                parameter.set_value(
+                    (random.uniform(0.7, 1.3, shape) if key == "weight" else random.normal(0, 0.2, shape)).astype(
+                        "float32"
+                    )
+                )
+            elif key == "weight" and len(shape) >= 2 and isinstance(layer, (nn.Conv2D, nn.Linear)):
+                fan_in = math.prod(shape[1:]) if isinstance(layer, nn.Conv2D) else shape[0]
+                _draw(parameter, random, 0.0, math.sqrt((2.0 if isinstance(layer, nn.Conv2D) else 1.0) / fan_in))
+            elif key == "bias":
+                _draw(parameter, random, 0.0, 0.1)
+            else:
+                values = parameter.numpy()
+                if np.abs(values).max(initial=0.0) < 1e-3:  # a layer scale, a token
+                    _draw(parameter, random, 0.3 if len(shape) == 1 else 0.0, 0.1)
+                else:
+                    parameter.set_value((values + random.normal(0, 0.05, shape)).astype("float32"))
+
+
+def _estimate_statistics(network, images):
+    """BatchNorm statistics of these images, by one pass in training mode without random layers."""
+    network.train()
+    for layer in network.sublayers(include_self=True):
+        kind = type(layer).__name__
+        if "BatchNorm" in kind:
+            layer._momentum = 0.0
+        elif "Drop" in kind:
+            layer.training = False
+    with paddle.no_grad():
+        network(images)
+
+
+def _separate_classes(network, images):
+    """The last layers become classifiers that tell these images apart, image k being of class k.
+
+    Random layers would give logits that nearly tie, and then one step of rounding changes the class. Ridge regression
+    from the features f_k (centred) to one-hot vectors: W = (F F^T + a I)^-1 F, b = -W mean(f); other classes stay random.
+    """
+    heads, features = _heads(network), {}
+    hooks = [
+        head.register_forward_pre_hook(lambda layer, inputs: features.__setitem__(id(layer), inputs[0]))
+        for head in heads
+    ]
+    with paddle.no_grad():
+        network(images)
+    for hook in hooks:
+        hook.remove()
+    for head in heads:
+        if id(head) not in features:
+            continue
+        x = features[id(head)].numpy().astype(np.float64)
+        x = x.mean(axis=(2, 3)) if x.ndim == 4 else x.reshape(len(x), -1, x.shape[-1]).mean(axis=1)
+        mean = x.mean(axis=0)
+        gram = (x - mean) @ (x - mean).T
+        ridge = gram + 0.05 * np.trace(gram) / len(x) * np.eye(len(x))
+        rows = np.linalg.solve(ridge, x - mean)  # [images, features]
+        linear = isinstance(head, nn.Linear)
+        weight = head.weight.numpy().astype(np.float64)
+        weight = weight.T if linear else weight[:, :, 0, 0]  # [classes, features]
+        weight *= 0.3 * np.linalg.norm(rows, axis=1).mean() / np.linalg.norm(weight, axis=1).mean()
+        weight[: len(rows)] = rows
+        bias = -weight @ mean
+        scale = _DEVIATION / max(float((x @ weight.T + bias).std()), 1e-12)
+        weight, bias = (weight * scale).astype("float32"), (bias * scale).astype("float32")
+        head.weight.set_value(weight.T if linear else weight[:, :, None, None])
+        if head.bias is not None:
+            head.bias.set_value(bias)
+
+
+def _heads(network):
+    """Layers that give one logit per class."""
+    found = []
+    for layer in network.sublayers():
+        if isinstance(layer, nn.Linear) and layer.weight.shape[1] == 1000:
+            found.append(layer)
+        elif isinstance(layer, nn.Conv2D) and tuple(layer.weight.shape[::2]) == (1000, 1) and layer._groups == 1:
+            found.append(layer)
+    return found
+
+
+def _reparametrize(network):
+    for layer in network.sublayers(include_self=True):
+        if hasattr(layer, "rep") and not getattr(layer, "is_repped", False):
+            layer.rep()
+
+
+def export(name, constructor, folder, images_file):
+    """Writes folder/inference.*; returns what is told about the model."""
+    paddle.seed(0)
+    random = np.random.default_rng(sum(name.encode()))
+    network = _Classifier(constructor())
+    height, width = image_shape(name)
+    every = paddle.to_tensor(np.load(images_file))
+    every = paddle.nn.functional.interpolate(every, size=[height, width], mode="bilinear")
+    parameters = sum(int(np.prod(p.shape)) for p in network.parameters())
+    images = every[:8]
+    _randomize(network, random)
+    _estimate_statistics(network, images)
+    network.eval()
+    _reparametrize(network)
+    _separate_classes(network, every)
+    spec = [paddle.static.InputSpec([None, 3, height, width], "float32", name="x")]
+    static = paddle.jit.to_static(network, input_spec=spec)
+    paddle.jit.save(static, os.path.join(folder, "inference"))
+    return {"height": height, "width": width, "parameters": parameters}
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print is not an answer
+    found = _backbones()
+    if "--list" in sys.argv:
+        answers.write(json.dumps(sorted(found)) + "\n")
+        return
+    for line in sys.stdin:
+        answers.write(json.dumps(_in_a_child(json.loads(line), found)) + "\n")
+
+
+def _in_a_child(task, found):
+    """Some networks name their parameters, and a process takes each name once: so each export has a process."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        with os.fdopen(writing, "w") as pipe:
+            pipe.write(json.dumps(_answer(task, found)))
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return json.loads(text) if text else {"error": f"PaddlePaddle died (wait status {status})"}
+
+
+def _answer(task, found):
+    began = time.monotonic()
+    try:
+        if paddle.__version__ >= "3" and task["form"] == "pdmodel":
+            paddle.set_flags({"FLAGS_enable_pir_api": 0})
+        answer = export(task["name"], found[task["name"]], task["folder"], task["images"])
+    except Exception as error:
+        answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"}
+    return answer | {"seconds": round(time.monotonic() - began, 1)}
+
+
+if __name__ == "__main__":
+    main()

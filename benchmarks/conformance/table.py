@@ -1,0 +1,67 @@
+"""The result of the harness as a table: one row per model and form, and the sums at the top."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: A model passes where our float graph is that near to Paddle Inference, relative to the output's range,
+FLOAT_TOLERANCE = 1e-4
+#: and the classes of the exported files are those of the simulation on that share of the images.
+AGREEMENT = 0.99
+
+Result = Mapping[str, Any]
+_ENGINES = ("onnxruntime", "paddle", "paddle_json")
+
+
+def verdict(result: Result) -> str:
+    """ "pass", or what is missing, in the order of the steps."""
+    if "export_error" in result:
+        return f"not exported: {result['export_error']}"
+    if "error" in result:
+        return str(result["error"])
+    if result["float_difference"] > FLOAT_TOLERANCE:
+        return f"float: differs from Paddle by {result['float_difference']:.1e} of the range"
+    if not result["full_integer"]:
+        return f"float tensors: {', '.join(result['float_tensors'][:3])}"
+    worst = min(result[f"{engine}_same"] for engine in _ENGINES if f"{engine}_same" in result)
+    if worst < AGREEMENT:
+        return f"exported: {worst:.0%} of the classes are those of the simulation"
+    return "pass"
+
+
+def markdown(results: Mapping[str, Result], heading: str) -> str:
+    """The whole document. results: "name form" -> result; heading: the lines in front of the table."""
+    told = {key: verdict(result) for key, result in sorted(results.items())}
+    built = [key for key in told if "export_error" not in results[key]]
+    passed = [key for key in built if told[key] == "pass"]
+    lines = [
+        heading,
+        f"**{len(passed)} of {len(built)} exported models pass** "
+        f"({len(told) - len(built)} could not be exported by PaddlePaddle on this machine).",
+        "",
+        "| model | form | parameters | float difference | full integer | agreement with float | ONNX Runtime | Paddle "
+        "| Paddle `.json` | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    return "\n".join([*lines, *(_row(key, results[key], told[key]) for key in told), ""])
+
+
+def _row(key: str, result: Result, told: str) -> str:
+    name, form = key.split()
+    parameters = result.get("parameters")
+    cells = [
+        name, form, f"{parameters / 1e6:.1f} M" if parameters else "", _number(result.get("float_difference")),
+        {True: "yes", False: "no"}.get(result.get("full_integer"), ""), _share(result.get("agreement")),
+        *(f"{_number(result.get(f'{e}_difference'))} {_share(result.get(f'{e}_same'))}".strip() for e in _ENGINES),
+        told.replace("|", "\\|"),
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.0e}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
