@@ -11,11 +11,13 @@ import onnx_ir as ir
 from fullquant.errors import ModelError
 from fullquant.graph.verify import verify
 from fullquant.passes.affine_to_depthwise import affine_to_depthwise
+from fullquant.passes.concat_constants import concat_constants
 from fullquant.passes.constants import constants_to_initializers, fold_constants
 from fullquant.passes.explicit_attributes import explicit_attributes
 from fullquant.passes.fold_batch_norm import fold_batch_norm
 from fullquant.passes.fold_pad import fold_pad
 from fullquant.passes.fold_scale_shift import fold_scale_shift
+from fullquant.passes.fold_shape_arithmetic import fold_shape_arithmetic
 from fullquant.passes.free_batch import free_batch
 from fullquant.passes.fuse_hard_swish import fuse_hard_sigmoid, fuse_hard_swish
 from fullquant.passes.global_pooling import global_pooling
@@ -37,7 +39,9 @@ PIPELINE: tuple[Pass, ...] = (
     constants_to_initializers,
     infer_shapes,
     fold_constants,
+    fold_shape_arithmetic,
     normal_reshape,
+    concat_constants,
     free_batch,
     remove_identity,
     normal_arithmetic,
