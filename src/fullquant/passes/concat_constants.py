@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -40,13 +41,15 @@ def concat_constants(model: ir.Model) -> int:
     return count
 
 
-def add_rows(node: ir.Node, index: int, rows: Array) -> bool:
+def add_rows(node: ir.Node, index: int, rows: Array, shape: Sequence[int] | None = None) -> bool:
     """Takes the constant `rows`, [1, ...], out of a Concat, of which it is the first or last input; False if not so.
 
     Concat([c, x...]) = Pad(Concat(x...)) + [c, 0]; the zero-padded result has the same shape.
+    shape: that of the result, where the graph doesn't know it yet (sizes of the batch are not looked at).
     """
     result = node.outputs[0]
-    sizes, kinds = dims(result), {value.dtype for value in node.inputs if value is not None}
+    sizes: Sequence[int | str | None] | None = dims(result) if shape is None else [None, *shape[1:]]
+    kinds = {value.dtype for value in node.inputs if value is not None}
     rank = rows.ndim
     axis = attribute_int(node, "axis", 0) % rank
     last = index == len(node.inputs) - 1

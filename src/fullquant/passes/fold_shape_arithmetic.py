@@ -133,7 +133,10 @@ def _replace(value: ir.Value, first: _Copy, second: _Copy) -> int:
     rows = _batch_rows(one, two, first, second)
     if rows is None:
         return 0
-    return sum(add_rows(use.node, use.idx, rows) for use in list(value.uses()) if use.node.op_type == "Concat")
+    readers = [(use.node, use.idx) for use in value.uses() if use.node.op_type == "Concat"]
+    return sum(
+        add_rows(reader, index, rows, first.shapes.get(value_name(reader.outputs[0]))) for reader, index in readers
+    )
 
 
 def _batch_rows(one: Array, two: Array, first: _Copy, second: _Copy) -> Array | None:

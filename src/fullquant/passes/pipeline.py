@@ -19,12 +19,14 @@ from fullquant.passes.fold_pad import fold_pad
 from fullquant.passes.fold_scale_shift import fold_scale_shift
 from fullquant.passes.fold_shape_arithmetic import fold_shape_arithmetic
 from fullquant.passes.free_batch import free_batch
+from fullquant.passes.fuse_activations import fuse_gelu, fuse_mish, fuse_sigmoid
 from fullquant.passes.fuse_hard_swish import fuse_hard_sigmoid, fuse_hard_swish
 from fullquant.passes.global_pooling import global_pooling
 from fullquant.passes.infer_shapes import infer_shapes
 from fullquant.passes.normal_arithmetic import normal_arithmetic
 from fullquant.passes.normal_clip import normal_clip
 from fullquant.passes.normal_gemm import normal_gemm
+from fullquant.passes.normal_normalization import normal_normalization
 from fullquant.passes.normal_reshape import normal_reshape
 from fullquant.passes.remove_identity import remove_identity
 from fullquant.passes.remove_unused import remove_unused
@@ -51,6 +53,10 @@ PIPELINE: tuple[Pass, ...] = (
     global_pooling,
     fuse_hard_sigmoid,
     fuse_hard_swish,
+    fuse_gelu,
+    fuse_mish,
+    fuse_sigmoid,
+    normal_normalization,
     fold_pad,
     fold_batch_norm,
     fold_scale_shift,
