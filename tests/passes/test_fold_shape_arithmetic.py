@@ -37,7 +37,8 @@ def test_windows_that_multiply_the_batch() -> None:
     assert check(rewrite, model) == 1
     assert [n.op_type for n in model.graph if n.op_type == "Reshape"] == ["Reshape"]
     (reshape,) = [n for n in model.graph if n.op_type == "Reshape"]
-    assert reshape.inputs[1] is not None and reshape.inputs[1].const_value is not None
+    assert reshape.inputs[1] is not None
+    assert reshape.inputs[1].const_value is not None
     assert list(reshape.inputs[1].const_value.numpy()) == [-1, 3, 4]
 
 

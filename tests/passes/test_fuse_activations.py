@@ -80,7 +80,8 @@ def test_mish_and_sigmoid(body: str, expected: list[str]) -> None:
         "a = Mul(x, inverse)  e = Erf(a)  b = Add(e, one)  c = Mul(x, b)  d = Mul(c, half)  y = Add(d, e)",
         f"p = Pow(x, three)  q = Mul(p, nearcubic)  r = Add(x, q)  v = Mul(r, slope)  {TANH}  k = Mul(x, j)  "
         "y = Mul(k, half)",
-        f"p = Pow(x, two)  q = Mul(p, cubic)  r = Add(x, q)  v = Mul(r, slope)  {TANH}  k = Mul(x, j)  y = Mul(k, half)",
+        f"p = Pow(x, two)  q = Mul(p, cubic)  r = Add(x, q)  v = Mul(r, slope)  {TANH}  k = Mul(x, j)  "
+        "y = Mul(k, half)",
         "s = Softplus(x)  t = Tanh(s)  a = Add(t, one)  y = Mul(x, a)",
         "r = Relu(x)  s = Softplus(r)  t = Tanh(s)  y = Mul(x, t)",
         "e = Exp(x)  a = Add(e, one)  y = Div(one, a)",

@@ -135,7 +135,9 @@ def _replace(value: ir.Value, first: _Copy, second: _Copy) -> int:
         return 0
     readers = [(use.node, use.idx) for use in value.uses() if use.node.op_type == "Concat"]
     return sum(
-        add_rows(reader, index, rows, first.shapes.get(value_name(reader.outputs[0]))) for reader, index in readers
+        add_rows(reader, index, rows, first.shapes.get(value_name(reader.outputs[0])))
+        for reader, index in readers
+        if reader.graph is not None  # a Concat that has the token twice is another node after the first
     )
 
 

@@ -21,6 +21,7 @@ from fullquant.passes.fold_shape_arithmetic import fold_shape_arithmetic
 from fullquant.passes.free_batch import free_batch
 from fullquant.passes.fuse_activations import fuse_gelu, fuse_mish, fuse_sigmoid
 from fullquant.passes.fuse_hard_swish import fuse_hard_sigmoid, fuse_hard_swish
+from fullquant.passes.fuse_layer_norm import fold_layer_norm_parameters, fuse_layer_norm
 from fullquant.passes.global_pooling import global_pooling
 from fullquant.passes.infer_shapes import infer_shapes
 from fullquant.passes.normal_arithmetic import normal_arithmetic
@@ -56,7 +57,9 @@ PIPELINE: tuple[Pass, ...] = (
     fuse_gelu,
     fuse_mish,
     fuse_sigmoid,
+    fuse_layer_norm,
     normal_normalization,
+    fold_layer_norm_parameters,
     fold_pad,
     fold_batch_norm,
     fold_scale_shift,
