@@ -63,8 +63,7 @@ def fuse_sigmoid(model: ir.Model) -> int:
         source = _exponential_input(divisor)
         if source is None:
             continue
-        one = polynomial(node.inputs[0], (source,)) if node.op_type == "Div" else {(0,): 1.0}
-        if equals(one, {(0,): 1.0}, _TOLERANCE):
+        if node.op_type == "Reciprocal" or equals(polynomial(node.inputs[0], (source,)), {(0,): 1.0}, _TOLERANCE):
             _replace(node.outputs[0], "Sigmoid", source, {})
             count += 1
         elif node.inputs[0] is source:
@@ -139,8 +138,9 @@ def _exponential_input(value: ir.Value | None) -> ir.Value | None:
     negated = None if exponential is None else exponential.inputs[0]
     node = producer_of(negated, "Neg", "Mul")
     for source in () if node is None else node.inputs:
-        constant = source is None or source.const_value is not None
-        if not constant and equals(polynomial(negated, (source,)), {(1,): -1.0}, _TOLERANCE):
+        if source is None or source.const_value is not None:
+            continue
+        if equals(polynomial(negated, (source,)), {(1,): -1.0}, _TOLERANCE):
             return source
     return None
 
