@@ -12,20 +12,25 @@ from fullquant.errors import ModelError
 from fullquant.graph.verify import verify
 from fullquant.passes.affine_to_depthwise import affine_to_depthwise
 from fullquant.passes.batch_expand import batch_expand
+from fullquant.passes.concat_constants import concat_constants
 from fullquant.passes.constants import constants_to_initializers, fold_constants
 from fullquant.passes.explicit_attributes import explicit_attributes
 from fullquant.passes.fold_batch_norm import fold_batch_norm
 from fullquant.passes.fold_matmul_affine import fold_matmul_affine
 from fullquant.passes.fold_pad import fold_pad
 from fullquant.passes.fold_scale_shift import fold_scale_shift
+from fullquant.passes.fold_shape_arithmetic import fold_shape_arithmetic
 from fullquant.passes.free_batch import free_batch
+from fullquant.passes.fuse_activations import fuse_gelu, fuse_mish, fuse_sigmoid
 from fullquant.passes.fuse_channel_norm import fuse_channel_norm
 from fullquant.passes.fuse_hard_swish import fuse_hard_sigmoid, fuse_hard_swish
+from fullquant.passes.fuse_layer_norm import fold_layer_norm_parameters, fuse_layer_norm
 from fullquant.passes.global_pooling import global_pooling
 from fullquant.passes.infer_shapes import infer_shapes
 from fullquant.passes.normal_arithmetic import normal_arithmetic
 from fullquant.passes.normal_clip import normal_clip
 from fullquant.passes.normal_gemm import normal_gemm
+from fullquant.passes.normal_normalization import normal_normalization
 from fullquant.passes.normal_power import normal_power
 from fullquant.passes.normal_reshape import normal_reshape
 from fullquant.passes.remove_identity import remove_identity
@@ -41,7 +46,9 @@ PIPELINE: tuple[Pass, ...] = (
     constants_to_initializers,
     infer_shapes,
     fold_constants,
+    fold_shape_arithmetic,
     normal_reshape,
+    concat_constants,
     free_batch,
     batch_expand,
     remove_identity,
@@ -53,6 +60,12 @@ PIPELINE: tuple[Pass, ...] = (
     fuse_channel_norm,
     fuse_hard_sigmoid,
     fuse_hard_swish,
+    fuse_gelu,
+    fuse_mish,
+    fuse_sigmoid,
+    fuse_layer_norm,
+    normal_normalization,
+    fold_layer_norm_parameters,
     fold_pad,
     fold_batch_norm,
     fold_matmul_affine,
