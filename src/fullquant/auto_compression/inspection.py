@@ -20,16 +20,17 @@ from fullquant.auto_compression.inspected_nodes import (
     shape_of,
 )
 from fullquant.auto_compression.placed import summary, tensors
-from fullquant.errors import ModelError, PlacementError
+from fullquant.errors import ModelError, PlacementError, ReportError
 from fullquant.passes import prepare
 from fullquant.passes.infer_shapes import infer_shapes
+from fullquant.passes.remove_unused import remove_unused
 from fullquant.placement.decision import Placement
 from fullquant.placement.place import PlacementOptions, place, without_rule
 from fullquant.placement.rules import Target
 from fullquant.placement.target import find_target
 from fullquant.readers import read_model
 from fullquant.readers.quantized import integer_nodes, split_quantizers
-from fullquant.report.record import PlacementSummary, TensorEntry
+from fullquant.report.record import PlacementSummary, TensorEntry, read_record
 
 #: Of `Inspection`, the document of `fullquant inspect --json`; it grows with every change of a field's meaning.
 SCHEMA_VERSION = 1
@@ -171,6 +172,7 @@ def _float(source: ir.Model, target: Target, options: PlacementOptions) -> _Plac
 
 def _quantized(source: ir.Model) -> _Placed:
     """The float graph and the decisions of a file with quantizers; its own graph where it cannot be read back."""
+    remove_unused(source)
     try:
         found = split_quantizers(source)
     except ModelError as error:
@@ -181,17 +183,31 @@ def _quantized(source: ir.Model) -> _Placed:
 
 
 def _form(model: ir.Model) -> str:
-    """What kind of quantized file it is, in a few words."""
+    """What kind of quantized file it is, and whose, in a few words."""
     types = {node.metadata_props.get("fullquant.op_type", "") for node in model.graph}
     if model.metadata_props["fullquant.source_format"] == "onnx":
-        target = model.metadata_props.get("fullquant.target")
         form = "ONNX QDQ" if "QuantizeLinear" in types else "ONNX with integer operators"
-        return f"{form}, written by fullquant for {target}" if target else form
-    names = {str(value.name) for node in model.graph for value in node.outputs}
-    by = ", with the variable names of fullquant" if any(n.endswith(".quantized.dequantized") for n in names) else ""
-    if any(kind.startswith("fake_") for kind in types):
-        return f"Paddle with fake_quantize operators{by}"
-    return f"Paddle with quantize_linear operators (onnx_format){by}"
+    elif any(kind.startswith("fake_") for kind in types):
+        form = "Paddle with fake_quantize operators"
+    else:
+        form = "Paddle with quantize_linear operators (onnx_format)"
+    return form + _maker(model)
+
+
+def _maker(model: ir.Model) -> str:
+    """", written by fullquant for paddle_lite" where the file, or the report beside it, says so."""
+    target = model.metadata_props.get("fullquant.target")
+    if target:
+        return f", written by fullquant for {target}"
+    path = Path(model.metadata_props["fullquant.model_file"])
+    try:
+        record = read_record(path.parent / "report.json")
+    except ReportError:
+        return ""
+    ours = any((Path(entry.path).name, entry.bytes) == (path.name, path.stat().st_size) for entry in record.outputs)
+    if not ours or record.placement is None:
+        return ""
+    return f", written by fullquant for {record.placement.target} ({record.kept})"
 
 
 # ---- sizes ---------------------------------------------------------------------------------------------------------

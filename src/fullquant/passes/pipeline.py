@@ -85,9 +85,15 @@ def run_passes(model: ir.Model) -> list[PassResult]:
 
 
 def prepare(model: ir.Model) -> ir.Model:
-    """A deep copy of the model in canonical form; the argument is left untouched. Raises as run_passes."""
+    """A deep copy of the model in canonical form; the argument is left untouched. Raises as run_passes, with the file."""
     copy = ir.from_proto(ir.to_proto(model))
-    run_passes(copy)
+    try:
+        run_passes(copy)
+    except ModelError as error:
+        file = model.metadata_props.get("fullquant.model_file")
+        if file is None or str(error).startswith(file):
+            raise
+        raise ModelError(f"{file}: {error}; export the model again") from error
     return copy
 
 
