@@ -195,7 +195,7 @@ def _form(model: ir.Model) -> str:
 
 
 def _maker(model: ir.Model) -> str:
-    """", written by fullquant for paddle_lite" where the file, or the report beside it, says so."""
+    """ ", written by fullquant for paddle_lite" where the file, or the report beside it, says so."""
     target = model.metadata_props.get("fullquant.target")
     if target:
         return f", written by fullquant for {target}"
