@@ -42,7 +42,7 @@ def fields_of(heading: str) -> dict[str, str]:
 def wrong_fields(found: dict[str, Any], heading: str) -> list[str]:
     """Fields that are missing, not documented, or of another type than the document says."""
     fields = fields_of(heading)
-    problems = [name for name in set(fields) ^ set(found)]
+    problems = list(set(fields) ^ set(found))
     for name in set(fields) & set(found):
         kinds = [kind for kind in TYPES if re.match(kind, fields[name])] + ["null"] * ("or null" in fields[name])
         allowed = tuple(kind for name_ in kinds for kind in TYPES[name_])

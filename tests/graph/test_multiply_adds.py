@@ -56,7 +56,7 @@ def test_grouped_convolution_against_loops() -> None:
 
 
 def test_transposed_convolution_scatters_every_input() -> None:
-    """x[c] adds to each output channel of its group and each element of the kernel: what the loops of its definition do."""
+    """x[c] adds to each output channel of its group, for each element of the kernel."""
     channels, per_group, group, size, kernel = 4, 3, 2, 5, 2
     found, _ = counted("ConvTranspose", ("N", channels, size, size), (channels, per_group, kernel, kernel), group=group)
     assert found == sum(1 for _ in product(range(channels), range(size**2), range(per_group), range(kernel**2)))

@@ -85,7 +85,7 @@ def run_passes(model: ir.Model) -> list[PassResult]:
 
 
 def prepare(model: ir.Model) -> ir.Model:
-    """A deep copy of the model in canonical form; the argument is left untouched. Raises as run_passes, with the file."""
+    """A deep copy of the model in canonical form; the argument stays as it is. Raises as run_passes, with the file."""
     copy = ir.from_proto(ir.to_proto(model))
     try:
         run_passes(copy)
