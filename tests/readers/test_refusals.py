@@ -72,8 +72,8 @@ def test_wrong_files(tmp_path: Path, name: str) -> None:
 LEGACY = {
     "unheard_of": "has no translation", "lstm": "is recurrent", "rnn": "is recurrent", "gru": "is recurrent",
     "while": "is control flow", "conditional_block": "is control flow",
-    "fake_quantize_range_abs_max": "the model is quantized already",
-    "fake_channel_wise_quantize_abs_max": "the model is quantized already",
+    "fake_quantize_range_abs_max": "is a quantizer of a form that is not read: the model is quantized already",
+    "fake_channel_wise_quantize_abs_max": "is a quantizer of a form that is not read: the model is quantized already",
 }  # fmt: skip
 
 
@@ -122,7 +122,7 @@ ONNX = {
     "GRU": ({"hidden_size": 3}, "", "is recurrent"),
     "RNN": ({"hidden_size": 3}, "", "is recurrent"),
     "FusedConv": ({}, "com.microsoft", "is no operator of the ONNX standard"),
-    "QLinearAdd": ({}, "com.microsoft", "the model is quantized already"),
+    "QLinearAdd": ({}, "com.microsoft", "is a quantizer of a form that is not read: the model is quantized already"),
 }  # fmt: skip
 
 
