@@ -47,7 +47,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--form", choices=("pdmodel", "json"), default="json", help="which form Paddle exports")
     parser.add_argument("--python", help="interpreter with PaddlePaddle and paddleclas (/tmp/clas3, /tmp/slim)")
-    parser.add_argument("--only", action="append", default=[], metavar="PATTERN", help="names, with * and ?; repeatable")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="PATTERN", help="names, with * and ?; repeatable"
+    )
     parser.add_argument("--results", type=Path, default=Path("out/conformance"), help="folder of the results")
     parser.add_argument("--work", type=Path, default=Path("/tmp/fullquant-conformance"), help="folder of the exports")
     parser.add_argument("--limit", type=float, default=300, help="seconds for each of a model's two steps")
@@ -103,7 +105,9 @@ class Harness:
                 result = {"export_error": TOO_LARGE[name]} if name in TOO_LARGE else self._model(name)
                 self.path(name).write_text(json.dumps(result, indent=1) + "\n")
                 took = time.monotonic() - began
-                print(f"[{index + 1}/{len(names)}] {name} {self.options.form} {took:.0f} s: {verdict(result)}", flush=True)
+                print(
+                    f"[{index + 1}/{len(names)}] {name} {self.options.form} {took:.0f} s: {verdict(result)}", flush=True
+                )
         finally:
             self.exporter.close()
             self.checker.close()

@@ -95,7 +95,9 @@ def _randomize(network, random):
                 continue
             if norm:
                 parameter.set_value(
-                    (random.uniform(0.7, 1.3, shape) if key == "weight" else random.normal(0, 0.2, shape)).astype("float32")
+                    (random.uniform(0.7, 1.3, shape) if key == "weight" else random.normal(0, 0.2, shape)).astype(
+                        "float32"
+                    )
                 )
             elif key == "weight" and len(shape) >= 2 and isinstance(layer, (nn.Conv2D, nn.Linear)):
                 fan_in = math.prod(shape[1:]) if isinstance(layer, nn.Conv2D) else shape[0]
@@ -131,7 +133,8 @@ def _separate_classes(network, images):
     """
     heads, features = _heads(network), {}
     hooks = [
-        head.register_forward_pre_hook(lambda layer, inputs: features.__setitem__(id(layer), inputs[0])) for head in heads
+        head.register_forward_pre_hook(lambda layer, inputs: features.__setitem__(id(layer), inputs[0]))
+        for head in heads
     ]
     with paddle.no_grad():
         network(images)
@@ -171,9 +174,10 @@ def _heads(network):
 
 
 def _reparametrize(network):
+    """As PaddleClas does before it exports."""
     for layer in network.sublayers(include_self=True):
-        if hasattr(layer, "rep") and not getattr(layer, "is_repped", False):
-            layer.rep()
+        if hasattr(layer, "re_parameterize") and not getattr(layer, "is_repped", False):
+            layer.re_parameterize()
 
 
 def export(name, constructor, folder, images_file):

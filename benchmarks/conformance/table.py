@@ -15,7 +15,7 @@ _ENGINES = ("onnxruntime", "paddle", "paddle_json")
 
 
 def verdict(result: Result) -> str:
-    """"pass", or what is missing, in the order of the steps."""
+    """ "pass", or what is missing, in the order of the steps."""
     if "export_error" in result:
         return f"not exported: {result['export_error']}"
     if "error" in result:

@@ -14,7 +14,9 @@ from typing import Any
 class Worker:
     """`command` is started at the first task, and again after a crash, a time-out or `models` tasks (memory)."""
 
-    def __init__(self, command: Sequence[str], log: Path, models: int = 12, environment: Mapping[str, str] | None = None):
+    def __init__(
+        self, command: Sequence[str], log: Path, models: int = 12, environment: Mapping[str, str] | None = None
+    ):
         self._command, self._log, self._models = list(command), log, models
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
