@@ -41,8 +41,10 @@ def test_kernels_that_lie_on_each_other(
     large = (size[0] + top + bottom, size[1] + left + right)
     outer = [inner + extra for inner, extra in zip(pads, frame, strict=True)]
     model = parse(
-        f"g (float[N,4,8,8] x, float[4,{4 // group},{large[0]},{large[1]}] v, float[4,{4 // group},{size[0]},{size[1]}] w,"
-        f" float[4] b, float[4] c) => (float y) {{ p = {conv(large, outer, group, stride)} (x, v{', b' * biases[0]}) "
+        f"g (float[N,4,8,8] x, float[4,{4 // group},{large[0]},{large[1]}] v, "
+        f"g (float[N,4,8,8] x, float[4,{4 // group},{large[0]},{large[1]}] v, "
+        f"float[4,{4 // group},{size[0]},{size[1]}] w, float[4] b, float[4] c) => (float y) {{ "
+        f"p = {conv(large, outer, group, stride)} (x, v{', b' * biases[0]}) "
         f"q = {conv(size, pads, group, stride)} (x, w{', c' * biases[1]})  y = Add({'q, p' if swapped else 'p, q'}) }}"
     )
     infer_shapes(model)
@@ -72,7 +74,8 @@ def test_three_branches() -> None:
 def test_others_stay(second: str) -> None:
     model = parse(
         "g (float[N,4,8,8] x, float[4,4,3,3] v, float[4,4,3,3] w) => (float y) {"
-        f" z = Relu(x)  p = {conv((3, 3), [1] * 4, 1, 1)} (x, v)  q = {second}  t = Relu(z)  a = Add(p, q)  y = Add(a, t) }}"
+        f" z = Relu(x)  p = {conv((3, 3), [1] * 4, 1, 1)} (x, v)  q = {second}  t = Relu(z) "
+        " a = Add(p, q)  y = Add(a, t) }"
     )
     infer_shapes(model)
     assert check(rewrite, model) == 0
