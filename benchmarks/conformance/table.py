@@ -20,7 +20,7 @@ def verdict(result: Result) -> str:
         return f"not exported: {result['export_error']}"
     if "error" in result:
         return str(result["error"])
-    if result["float_difference"] > FLOAT_TOLERANCE:
+    if not result["float_difference"] <= FLOAT_TOLERANCE:  # NaN fails too
         return f"float: differs from Paddle by {result['float_difference']:.1e} of the range"
     if not result["full_integer"]:
         return f"float tensors: {', '.join(result['float_tensors'][:3])}"

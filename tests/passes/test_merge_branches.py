@@ -42,7 +42,6 @@ def test_kernels_that_lie_on_each_other(
     outer = [inner + extra for inner, extra in zip(pads, frame, strict=True)]
     model = parse(
         f"g (float[N,4,8,8] x, float[4,{4 // group},{large[0]},{large[1]}] v, "
-        f"g (float[N,4,8,8] x, float[4,{4 // group},{large[0]},{large[1]}] v, "
         f"float[4,{4 // group},{size[0]},{size[1]}] w, float[4] b, float[4] c) => (float y) {{ "
         f"p = {conv(large, outer, group, stride)} (x, v{', b' * biases[0]}) "
         f"q = {conv(size, pads, group, stride)} (x, w{', c' * biases[1]})  y = Add({'q, p' if swapped else 'p, q'}) }}"
