@@ -43,9 +43,10 @@ _GOOD: dict[str, Any] = {
 def test_verdicts(change: dict[str, Any], told: str) -> None:
     table = _module("table")
     assert table.verdict(_GOOD | change).startswith(told)
-    document = table.markdown({"Net json": _GOOD | change}, "heading")
+    document = table.markdown({"Net json": _GOOD | change}, "heading", 390)
     built = 0 if "export_error" in change else 1
     assert f"**{int(told == 'pass')} of {built} exported models pass**" in document
+    assert "Of 390 constructors 1 were run" in document
 
 
 def test_workers(tmp_path: Path) -> None:

@@ -71,11 +71,14 @@ def _write_images(path: Path, count: int) -> None:
     np.save(path, np.stack(images).transpose(0, 3, 1, 2).astype(np.float32))
 
 
-def _names(python: str, patterns: Sequence[str]) -> list[str]:
+def _names(python: str) -> list[str]:
     printed = subprocess.run(
         [python, str(HERE / "exporter.py"), "--list"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
     ).stdout
-    names = json.loads(printed)
+    return json.loads(printed)
+
+
+def _chosen(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     return [n for n in names if not patterns or any(fnmatch.fnmatchcase(n, p) for p in patterns)]
 
 
@@ -142,7 +145,9 @@ def _write_tables(options: argparse.Namespace) -> None:
     if options.markdown is not None:
         dates = sorted({r["date"] for r in results.values() if "date" in r})
         heading = (HERE / "heading.md").read_text().replace("{date}", dates[-1] if dates else "never")
-        options.markdown.write_text(markdown(results, heading))
+        known = options.results / "names.json"
+        total = len(json.loads(known.read_text())) if known.exists() else None
+        options.markdown.write_text(markdown(results, heading, total))
 
 
 def main() -> None:
@@ -151,7 +156,9 @@ def main() -> None:
         if options.python is None:
             sys.exit("--python is missing: an interpreter with PaddlePaddle and paddleclas (benchmarks/README.md)")
         harness = Harness(options)
-        harness.run(harness.wanted(_names(options.python, options.only)))
+        names = _names(options.python)
+        (options.results / "names.json").write_text(json.dumps(names, indent=1) + "\n")
+        harness.run(harness.wanted(_chosen(names, options.only)))
     _write_tables(options)
 
 
