@@ -290,7 +290,7 @@ def test_inspect_json(model):
 def test_inspect_keeps_float_what_a_pattern_names(model):
     result = fullquant("inspect", model, "--not-quant-pattern", "Softmax", "--tensors")
     assert result.exit_code == 0, result.output
-    assert "float: 1 x made and read by operators that not_quant_pattern keeps float" in result.stdout
+    assert "float tensors: 1 x made and read by operators that not_quant_pattern keeps float" in result.stdout
     assert "rounded once, after the clamp" in result.stdout
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tests.readers.paddle_groups import GROUPS, LEGACY_GROUPS, joined
 from tests.readers.paddle_layers import (
     abs_exp_sqrt,
     add_n,
@@ -215,3 +216,6 @@ LEGACY_CASES: dict[str, Case] = {
     "relu6_threshold": (IMAGE, lambda x: raw_operator(x * 8.0, "relu6", {"X": [x * 8.0]}, attrs={"threshold": 6.0})),
     "quantized": (IMAGE, quantized),
 }
+
+CASES |= {name: (shape, joined(builds)) for name, (shape, builds) in GROUPS.items()}
+LEGACY_CASES |= {name: (shape, joined(builds)) for name, (shape, builds) in LEGACY_GROUPS.items()}

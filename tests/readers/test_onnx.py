@@ -201,10 +201,20 @@ def test_inconsistent_shapes(tmp_path: Path) -> None:
 
 
 def test_several_inputs_or_outputs(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Relu", ["image"], ["prob"])]
-    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("image", "mask", "prob")]
+    nodes = [helper.make_node("Add", ["image", "mask"], ["prob"])]
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("image", "mask", "prob", "sum")]
     assert "2 inputs ('image', 'mask')" in _error(saved(tmp_path, model(nodes, {}, inputs=info[:2])))
-    assert "2 outputs ('prob', 'image')" in _error(saved(tmp_path, model(nodes, {}, outputs=[info[2], info[0]])))
+    nodes = [helper.make_node("Relu", ["image"], ["prob"]), helper.make_node("Add", ["image", "mask"], ["sum"])]
+    several = saved(tmp_path, model(nodes, {}, inputs=info[:2], outputs=info[2:]))
+    assert (
+        "2 outputs ('prob' [1], 'sum' [1]), one is quantized: say which with Global.output_name (--output-name)"
+        in _error(several)
+    )
+    assert "'mean', the model has 'prob' [1], 'sum' [1]; name one" in _error(several, output_name="mean")
+    assert "2 inputs" in _error(several, output_name="sum")
+    read = read_model(several, output_name="prob")
+    assert [v.name for v in read.graph.inputs] == ["image"]
+    assert [node.op_type for node in read.graph] == ["Relu"]
 
 
 def test_input_that_is_no_float_image(tmp_path: Path) -> None:
@@ -218,7 +228,10 @@ def test_input_that_is_no_float_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("node", "said"),
     [
-        (helper.make_node("QuickGelu", ["image"], ["prob"], domain="com.microsoft"), "belongs to 'com.microsoft'"),
+        (
+            helper.make_node("QuickGelu", ["image"], ["prob"], domain="com.microsoft"),
+            r"operator 'com.microsoft::QuickGelu' \(output 'prob'\) is no operator of the ONNX standard",
+        ),
         (
             helper.make_node("If", ["image"], ["prob"], then_branch=helper.make_graph([], "t", [], [])),
             "is control flow",

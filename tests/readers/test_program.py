@@ -41,7 +41,15 @@ def test_a_sound_program(tmp_path: Path) -> None:
 def test_several_inputs_or_outputs(tmp_path: Path) -> None:
     calls: list[Call] = [("elementwise_add", {"X": ["x"], "Y": ["z"]}, {"Out": ["y"]}, {})]
     assert "2 inputs ('x', 'z')" in _error(write_program(tmp_path, calls, inputs=("x", "z")))
-    assert "2 outputs ('y', 'x')" in _error(write_program(tmp_path, unary("relu"), outputs=("y", "x")))
+    sizes = {"y": (-1, 3, 6, 8), "s": (-1, 3, 6, 8)}
+    calls = [*unary("relu"), ("lstm", {"X": ["x"], "Y": ["z"]}, {"Out": ["s"]}, {})]
+    several = write_program(tmp_path, calls, inputs=("x", "z"), outputs=("y", "s"), variables=sizes)
+    assert "2 outputs ('y' [-1, 3, 6, 8], 's' [-1, 3, 6, 8]), one is quantized: say which with" in _error(several)
+    assert "'t', the model has 'y' [-1, 3, 6, 8], 's'" in _error(several, output_name="t")
+    assert "is recurrent" in _error(several, output_name="s")
+    model = read_model(several, output_name="y")
+    assert [v.name for v in model.graph.inputs] == ["x"]
+    assert [node.op_type for node in model.graph] == ["Relu"]
     assert "0 outputs (none)" in _error(write_program(tmp_path, unary("relu"), outputs=()))
 
 
@@ -240,7 +248,7 @@ def test_pir_program(tmp_path: Path) -> None:
     [
         (
             {"#": "1.lstm", "A": [], "I": [{"%": 1}], "O": [_result(2)]},
-            r"'pd_op.lstm' \(output %2\) has no translation",
+            r"'pd_op.lstm' \(output %2\) is recurrent",
         ),
         ({"#": "1.if", "A": [], "I": [], "O": [_result(2)], "regions": [{}]}, "control flow"),
         ({"#": "1.relu", "A": [], "I": [{"%": 7}], "O": [_result(2)]}, "value 7, which nothing writes"),

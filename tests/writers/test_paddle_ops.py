@@ -47,6 +47,8 @@ class Case:
     outputs: int = 1
     expect: str = ""  # Paddle operators that must be there
     skip: int | None = None  # an input left out: its position
+    compare: bool = False  # the first input is x > 0
+    cast: bool = False  # the results are not float32: they are cast
 
     def model(self) -> ir.Model:
         names = [f"c{k}" for k in range(len(self.constants))]
@@ -54,10 +56,23 @@ class Case:
         if self.skip is not None:
             inputs.insert(self.skip, "")
         outputs = ["y"] if self.outputs == 1 else [f"part{k}" for k in range(self.outputs)]
-        nodes: list[Any] = [(self.op, inputs, outputs, self.attributes)]
+        before: list[Any] = []
+        if self.compare:
+            before = [("Greater", ["x", "zero"], ["positive"], {})]
+            inputs = ["positive", *(inputs if self.op == "Where" else names)]
+        if self.op == "Mod":
+            before = [("Cast", ["x"], ["whole"], {"to": 7})]
+            inputs = ["whole", *names]
+        made = [f"{name}.raw" for name in outputs] if self.cast else outputs
+        nodes: list[Any] = [(self.op, inputs, made, self.attributes)]
+        if self.cast:
+            nodes += [("Cast", [raw], [name], {"to": 1}) for raw, name in zip(made, outputs, strict=True)]
         if self.outputs > 1:
             nodes.append(("Concat", outputs[::-1], ["y"], {"axis": 1}))
-        return graphs.graph(nodes, dict(zip(names, self.constants, strict=True)), input_shape=self.shape)
+        constants = dict(zip(names, self.constants, strict=True))
+        if self.compare:
+            constants["zero"] = np.float32(0)
+        return graphs.graph([*before, *nodes], constants, input_shape=self.shape)
 
     def feed(self) -> np.ndarray:
         x = 3 * normal(*(2 if size == "N" else int(size) for size in self.shape))
@@ -90,6 +105,12 @@ CASES = {
     "average pool with padding": Case("AveragePool", [], {**PADS, "pads": [1, 1, 1, 1], "count_include_pad": 1}),
     "average pool ceil": Case("AveragePool", [], {**PADS, "strides": [2, 2], "ceil_mode": 1}),
     "average pool asymmetric": Case("AveragePool", [], {**PADS, "pads": [0, 1, 1, 0]}),
+    "average pool ceil with padding": Case(
+        "AveragePool", [], {**PADS, "pads": [1, 1, 1, 1], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}
+    ),
+    "max pool ceil without a last window": Case(
+        "MaxPool", [], {"kernel_shape": [2, 2], "strides": [3, 3], "ceil_mode": 1}, shape=("N", 4, 6, 9)
+    ),
     "max pool": Case("MaxPool", [], {**PADS, "pads": [1, 1, 1, 1], "strides": [2, 2]}),
     "max pool ceil": Case("MaxPool", [], {**PADS, "strides": [2, 2], "ceil_mode": 1}),
     "max pool asymmetric": Case("MaxPool", [], {**PADS, "pads": [0, 0, 1, 1], "strides": [2, 2]}),
@@ -143,6 +164,10 @@ CASES = {
     "reduce max": Case("ReduceMax", [ints(1)]),
     "reduce min": Case("ReduceMin", [ints(3)], {"keepdims": 0}),
     "reduce sum": Case("ReduceSum", [ints(1, 2)]),
+    "reduce all": Case("ReduceMean", [], {"keepdims": 1}),
+    "reduce all to a number": Case("ReduceSum", [], {"keepdims": 0}),
+    "reduce all axes": Case("ReduceMax", [ints(0, 1, 2, 3)], {"keepdims": 0}),
+    "reduce prod of all": Case("ReduceProd", [], {"keepdims": 0}),
     "reduce nothing": Case("ReduceSum", [ints()], {"noop_with_empty_axes": 1}),
     "reshape": Case("Reshape", [ints(0, -1)]),
     "reshape in place": Case("Reshape", [ints(-1, 2, 2, 42)]),
@@ -165,6 +190,70 @@ CASES = {
     "expand": Case("Expand", [ints(1, 4, 6, 1)], shape=("N", 1, 6, 7)),
     "expand by an axis": Case("Expand", [ints(3, 1, 4, 6, 7)], shape=(2, 1, 6, 7)),
     "cast": Case("Cast", [], {"to": 1}),
+}
+ROI, FIXED = np.zeros(0, np.float32), (2, 4, 6, 7)
+SCALES = [ROI, np.array([1, 1, 2, 1.5], np.float32)]
+SIZES = [ROI, ROI, ints(2, 4, 9, 5)]
+LINEAR, CUBIC = {"mode": "linear"}, {"mode": "cubic", "cubic_coeff_a": -0.75}
+CORNERS = {"coordinate_transformation_mode": "align_corners"}
+FLOOR = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+BOOLEAN = np.random.default_rng(1).uniform(size=(4, 6, 7)) > 0.5
+CASES |= {
+    "conv transposed": Case(
+        "ConvTranspose", [normal(4, 5, 3, 3), normal(5)], {"strides": [2, 2], "pads": [1, 1, 1, 1]}
+    ),
+    "conv transposed more": Case(
+        "ConvTranspose", [normal(4, 3, 3, 2)], {"strides": [2, 1], "group": 2, "output_padding": [1, 0]}
+    ),
+    "conv transposed uneven": Case("ConvTranspose", [normal(4, 5, 3, 3)], {"strides": [2, 2], "pads": [0, 1, 1, 0]}),
+    "instance normalization": Case("InstanceNormalization", [normal(4), normal(4)], {"epsilon": 1e-3}),
+    "resize nearest": Case("Resize", SCALES, FLOOR, expect="nearest_interp_v2"),
+    "resize nearest to size": Case("Resize", SIZES, FLOOR, shape=FIXED),
+    "resize linear": Case("Resize", SCALES, LINEAR, expect="bilinear_interp_v2"),
+    "resize linear to size": Case("Resize", SIZES, LINEAR, shape=FIXED),
+    "resize linear corners": Case("Resize", SIZES, {**LINEAR, **CORNERS}, shape=FIXED),
+    "resize linear asymmetric": Case("Resize", SIZES, {**FLOOR, **LINEAR}, shape=FIXED),
+    "resize cubic": Case("Resize", SCALES, CUBIC, expect="bicubic_interp_v2"),
+    "resize cubic corners": Case("Resize", SIZES, {**CUBIC, **CORNERS}, shape=FIXED),
+    "argmax": Case("ArgMax", [], {"axis": 1, "keepdims": 0}, cast=True),
+    "argmax kept": Case("ArgMax", [], {"axis": -1}, cast=True),
+    "argmin": Case("ArgMin", [], {"axis": 2, "keepdims": 0}, cast=True),
+    "top 3": Case("TopK", [ints(3)], {"axis": 1}, outputs=2, cast=True),
+    "last 2": Case("TopK", [ints(2)], {"axis": -1, "largest": 0}, outputs=2, cast=True),
+    "gather elements": Case("GatherElements", [np.arange(16).reshape(2, 1, 2, 4) % 4 - 1], {"axis": 1}, shape=FIXED),
+    "cumulated": Case("CumSum", [np.array(1, np.int64)]),
+    "cumulated reverse": Case("CumSum", [np.array(-1, np.int64)], {"reverse": 1, "exclusive": 1}),
+    "lower triangle": Case("Trilu", [np.array(1, np.int64)], {"upper": 0}),
+    "upper triangle": Case("Trilu"),
+    "tile": Case("Tile", [ints(1, 2, 1, 3)]),
+    "depth to space": Case("DepthToSpace", [], {"blocksize": 2, "mode": "CRD"}),
+    "softplus": Case("Softplus"),
+    "softsign": Case("Softsign"),
+    "sin": Case("Sin"),
+    "cos": Case("Cos"),
+    "sign": Case("Sign"),
+    "round": Case("Round"),
+    "mod": Case("Mod", [ints(3)], cast=True),
+    "reduce prod": Case("ReduceProd", [ints(1)], {"keepdims": 0}),
+    "reduce prod kept": Case("ReduceProd", [ints(2, 3)]),
+    "equal": Case("Equal", [np.zeros((4, 1, 1), np.float32)], cast=True),
+    "less": Case("Less", [normal(4, 1, 1)], cast=True),
+    "less or equal": Case("LessOrEqual", [normal(4, 6, 7)], cast=True),
+    "greater": Case("Greater", [normal(7)], cast=True),
+    "greater or equal": Case("GreaterOrEqual", [normal(4, 1, 1)], cast=True),
+    "where": Case("Where", [normal(2, 4, 6, 7)], shape=FIXED, compare=True),
+    "where number": Case("Where", [np.float32(-3)], shape=FIXED, compare=True),
+    "where number, free batch": Case("Where", [np.float32(-3)], compare=True),
+    "resize axes": Case("Resize", [ROI, ROI, ints(9, 5)], {**LINEAR, "axes": [2, 3]}),
+    "pad edge of a volume": Case(
+        "Pad", [ints(0, 0, 1, 1, 2, 0, 0, 0, 3, 1)], {"mode": "edge"}, shape=("N", 2, 3, 6, 7), expect="pad3d"
+    ),
+    "not": Case("Not", compare=True, cast=True),
+    "pad reflect": Case("Pad", [ints(0, 0, 1, 2, 0, 0, 3, 1)], {"mode": "reflect"}, expect="unsqueeze2 pad3d squeeze2"),
+    "pad edge": Case("Pad", [ints(0, 0, 1, 2, 0, 0, 3, 1)], {"mode": "edge"}),
+    "slice backwards": Case("Slice", [ints(-1), ints(-9), ints(3), ints(-1)], expect="strided_slice"),
+    "slice backwards by 2": Case("Slice", [ints(4, 0), ints(0, 9), ints(2, 3), ints(-2, 2)]),
+    **{name.lower(): Case(name, [BOOLEAN], compare=True, cast=True) for name in ("And", "Or", "Xor")},
 }
 
 
@@ -198,20 +287,23 @@ def _types(program: ProgramDesc) -> list[str]:
 
 
 REFUSED = {
-    "unknown": (Case("Sin"), "no Paddle operator"),
+    "unknown": (Case("Asinh"), "no Paddle operator"),
     "auto_pad": (Case("Conv", [normal(4, 4, 3, 3)], {"auto_pad": "SAME_UPPER"}), "auto_pad SAME_UPPER"),
     "1-D convolution": (Case("Conv", [normal(4, 4, 3)], shape=("N", 4, 9)), "two-dimensional"),
     "alpha": (Case("Gemm", [normal(6, 5)], {"alpha": 2.0}, shape=("N", 6)), "alpha"),
     "scalar bias": (Case("Gemm", [normal(6, 5), normal(1)], shape=("N", 6)), "bias has 1 elements"),
     "pool indices": (Case("MaxPool", [], PADS, outputs=2), "one output"),
     "dilated pool": (Case("MaxPool", [], {**PADS, "dilations": [2, 2]}), "dilations"),
-    "ceil and padding": (
-        Case("AveragePool", [], {**PADS, "ceil_mode": 1, "count_include_pad": 1, "pads": [1, 1, 1, 1]}),
-        "ceil_mode",
+    "ceil on one axis": (
+        Case("MaxPool", [], {"kernel_shape": [2, 2], "strides": [2, 3], "ceil_mode": 1}, shape=("N", 4, 7, 6)),
+        "along one axis",
     ),
-    "reversed slice": (Case("Slice", [ints(-1), ints(-9), ints(1), ints(-1)]), "negative"),
     "table of indices": (Case("Gather", [np.zeros((2, 2), np.int64)], {"axis": 1}), "constant indices"),
-    "reflection": (Case("Pad", [ints(0, 0, 1, 1, 0, 0, 1, 1)], {"mode": "reflect"}), "mode reflect"),
+    "reflection": (Case("Pad", [ints(0, 1, 1, 1, 0, 1, 1, 1)], {"mode": "reflect"}), "mode reflect"),
+    "resize": (Case("Resize", SCALES, {"mode": "nearest"}), "mode nearest, half_pixel, round_prefer_floor"),
+    "resize to a point": (Case("Resize", [ROI, ROI, ints(2, 4, 1, 1)], LINEAR, shape=FIXED), "first pixel"),
+    "last index": (Case("ArgMax", [], {"select_last_index": 1}, cast=True), "first of equal"),
+    "depth first": (Case("DepthToSpace", [], {"blocksize": 2}), "mode DCR"),
     "uneven split": (Case("Split", [], {"axis": 1, "num_outputs": 3}, outputs=3), "evenly"),
     "three operands": (Case("Max", [normal(7), normal(7)]), "two inputs"),
     "prelu of pixels": (Case("PRelu", [normal(6, 7)]), "slope"),

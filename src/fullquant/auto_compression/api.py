@@ -52,10 +52,11 @@ from fullquant.auto_compression.verification import float_latency, verify
 from fullquant.config import Config, QuantPost, load_config
 from fullquant.data import ImageLoader, as_feeds
 from fullquant.distributed import ALONE, World, joined
-from fullquant.errors import ConfigError, ModelError, TrainingError
+from fullquant.errors import ConfigError, TrainingError
 from fullquant.passes import prepare
 from fullquant.placement.place import place
 from fullquant.readers import find_model, read_model
+from fullquant.readers.quantized import refuse_quantized
 from fullquant.report.html import write_html
 from fullquant.report.machine import machine
 from fullquant.report.record import Record, ResultRow, digest, file_entry, write_record
@@ -151,11 +152,12 @@ class AutoCompression:
         self.device = device
         self._world = ALONE
         self._names = paddle_names(str(self.files.model), None if self.files.params is None else str(self.files.params))
-        self._source = read_model(model_dir, model_filename, params_filename, self._shapes(input_shapes))
-        self._refuse_quantized()
+        output = self.config.global_section.output_name
+        self._source = read_model(model_dir, model_filename, params_filename, self._shapes(input_shapes), output)
+        refuse_quantized(self._source, self.files.model)
         self.model = prepare(self._source)
         self.input_name = str(self.model.graph.inputs[0].name)
-        self._check_input_name()
+        self._check_names()
         self._find_teacher()
         self._image = (free_or_fixed(self.model.graph.inputs[0]) or ())[1:] or None
         self.data = TrainingData(train_dataloader, self.input_name, self._image)
@@ -170,22 +172,19 @@ class AutoCompression:
             return shape
         name = self.config.global_section.input_name
         if name is None:
-            name = str(read_model(self.model_dir, self.files.model.name, _name(self.files.params)).graph.inputs[0].name)
+            output, params = self.config.global_section.output_name, _name(self.files.params)
+            source = read_model(self.model_dir, self.files.model.name, params, output_name=output)
+            name = str(source.graph.inputs[0].name)
         return {name: tuple(shape)}
 
-    def _refuse_quantized(self) -> None:
-        for node in self._source.graph:
-            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                raise ModelError(
-                    f"{self.files.model} is quantized already (it holds {node.op_type}); give the float model"
-                )
-
-    def _check_input_name(self) -> None:
-        wanted = self.config.global_section.input_name
-        if wanted is not None and wanted != self.input_name:
-            raise ConfigError(
-                f"Global.input_name is {wanted!r}; the input of {self.files.model} is {self.input_name!r}"
-            )
+    def _check_names(self) -> None:
+        section, graph = self.config.global_section, self._source.graph
+        for key, wanted, found in (
+            ("input", section.input_name, self.input_name),
+            ("output", section.output_name, str(graph.outputs[0].name)),
+        ):
+            if wanted is not None and wanted != found:
+                raise ConfigError(f"Global.{key}_name is {wanted!r}; the {key} of {self.files.model} is {found!r}")
 
     def _find_teacher(self) -> None:
         """Another teacher is read when training begins; a wrong name is said now."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fullquant.auto_compression.saved import SavedModel, find_saved, float_model, image_shape, read_at
+from fullquant.auto_compression.saved import SavedModel, find_saved, float_model, image_shape, read_at, recorded_output
 from fullquant.data.progress import ProgressBar
 from fullquant.errors import ConfigError, EngineError, FullquantError
 from fullquant.passes import prepare
@@ -132,7 +132,7 @@ def _entrants(engine: str, saved: SavedModel, source: Path | None, shape: Sequen
     found: list[_Entrant] = []
     files = None if source is None else find_model(source)
     if files is not None and (engine in ONNX_ENGINES or files.source_format != "onnx"):
-        found.append(_Entrant(engine, "float", _paths(files), _source(engine, files, shape)))
+        found.append(_Entrant(engine, "float", _paths(files), _source(engine, files, shape, recorded_output(saved))))
     int8 = saved.paddle if engine in PADDLE_ENGINES or saved.onnx is None else find_model(saved.onnx)
     if int8 is None:
         found.append(_Entrant(engine, "int8", (), "", error=f"{saved.folder} holds no Paddle program for {engine}"))
@@ -148,10 +148,10 @@ def _paths(files: ModelFiles) -> tuple[Path, ...]:
     return (files.model,) if params is None else (files.model, params)
 
 
-def _source(engine: str, files: ModelFiles, shape: Sequence[int]) -> Source:
+def _source(engine: str, files: ModelFiles, shape: Sequence[int], output: str | None = None) -> Source:
     """ONNX runtimes get a Paddle program as our canonical graph of it, BatchNorm folded."""
     if engine in ONNX_ENGINES and files.source_format != "onnx":
-        return prepare(read_at(files.model, shape))
+        return prepare(read_at(files.model, shape, output))
     return files.model
 
 

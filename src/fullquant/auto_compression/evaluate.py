@@ -20,7 +20,7 @@ from fullquant.config import Config, Global, load_config
 from fullquant.errors import ConfigError, DataError, EngineError, ModelError
 from fullquant.evaluation.accuracy import Predict
 from fullquant.evaluation.compare import FLOAT, ComparisonRow, compare_engines
-from fullquant.readers import ModelFiles, find_model, read_model
+from fullquant.readers import OUTPUT_INDEX, ModelFiles, find_model, read_model
 from fullquant.report.record import ResultRow
 from fullquant.runtime.sessions import OWN_ENGINES, Session, available_engines, bound_latency, open_session
 
@@ -40,6 +40,7 @@ class _Model:
     """A model on disk. graph: what the readers made of a Paddle program; ONNX files are opened as they are.
 
     image: [C, H, W] of the input, None where free; classes: how many. None where the file does not say.
+    output: which of the file's outputs has the classes.
     """
 
     files: ModelFiles
@@ -48,6 +49,7 @@ class _Model:
     probabilities: bool
     image: tuple[int | None, ...] | None
     classes: int | None
+    output: int = 0
 
     @property
     def paths(self) -> list[Path]:
@@ -118,15 +120,15 @@ def evaluate(
         section = settings.global_section
     settings = resolve_embedded(Config(global_section=section), progress=progress)
     section = settings.global_section
-    model = _open_model(section.model_path, section.model_filename, section.params_filename, _shape_of(section))
+    model = _open_model(section.model_path, section.model_filename, section.params_filename, section)
     plans = _plans(model, engines, optimize)
-    against = None if reference is None else _open_model(Path(reference), None, None, _shape_of(section))
+    against = None if reference is None else _open_model(Path(reference), None, None, section)
     with validation_loader(section, total_images) as loader:
         check_images(loader, model.image, model.files.model)
         check_labels(loader, model.classes, model.files.model)
-        predictors = {plan.name: _predict(plan) for plan in plans}
+        predictors = {plan.name: _predict(model, plan) for plan in plans}
         if against is not None:
-            predictors = {FLOAT: _predict(_plan(against, "onnxruntime", False)), **predictors}
+            predictors = {FLOAT: _predict(against, _plan(against, "onnxruntime", False)), **predictors}
         rows = compare_engines(predictors, loader, outputs_are_probabilities=model.probabilities, progress=progress)
         if loader.skipped == len(loader.images):
             raise DataError(f"{loader.images.source}: none of its images can be read; see the warnings before")
@@ -135,24 +137,19 @@ def evaluate(
     return [_row(model, plan, row, shape) for plan, row in zip(plans, measured, strict=True)]
 
 
-def _shape_of(section: Global) -> Sequence[int] | None:
-    return section.input_shape
-
-
-def _open_model(
-    path: Path, model_filename: str | None, params_filename: str | None, shape: Sequence[int] | None
-) -> _Model:
-    files = find_model(path, model_filename, params_filename)
+def _open_model(path: Path, model_filename: str | None, params_filename: str | None, section: Global) -> _Model:
+    """section: says the input's shape and the output that is meant."""
+    files, output = find_model(path, model_filename, params_filename), section.output_name
     if files.source_format == "onnx":
-        return _onnx_model(files)
-    graph = read_model(path, model_filename, params_filename)
-    if shape is not None:
-        name = str(graph.graph.inputs[0].name)
-        graph = read_model(path, model_filename, params_filename, {name: tuple(shape)})
-    return _Model(files, graph, *_facts(graph.graph))
+        return _onnx_model(files, output)
+    graph = read_model(path, model_filename, params_filename, output_name=output)
+    if section.input_shape is not None:
+        shape = {str(graph.graph.inputs[0].name): section.input_shape}
+        graph = read_model(path, model_filename, params_filename, shape, output)
+    return _Model(files, graph, *_facts(graph.graph), output=int(graph.metadata_props.get(OUTPUT_INDEX, 0)))
 
 
-def _onnx_model(files: ModelFiles) -> _Model:
+def _onnx_model(files: ModelFiles, output_name: str | None) -> _Model:
     """Only looked at: operators of other domains are the runtime's business, not the readers'."""
     try:
         proto = onnx.load(files.model, load_external_data=False)
@@ -160,7 +157,8 @@ def _onnx_model(files: ModelFiles) -> _Model:
     except Exception as error:  # protobuf, onnx and onnx_ir each have their own
         raise ModelError(f"{files.model}: is not an ONNX model; export it again") from error
     if len(proto.graph.output) != 1:
-        raise ModelError(f"{files.model}: has {len(proto.graph.output)} outputs, an image classifier has one")
+        graph = read_model(files.model, output_name=output_name)
+        return _Model(files, graph, *_facts(graph.graph))
     return _Model(files, None, *_facts(model.graph))
 
 
@@ -221,15 +219,16 @@ def _plan(model: _Model, engine: str, optimise: bool | None, *, refusals: bool =
         return _Plan(engine, optimise, None, str(error))
 
 
-def _predict(plan: _Plan) -> Predict:
-    session, error = plan.session, plan.error
+def _predict(model: _Model, plan: _Plan) -> Predict:
+    session, error, which = plan.session, plan.error, model.output
 
     def predict(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if session is None:
             raise EngineError(error)
         if len(session.input_names) != 1:
             raise ModelError(f"the model has the inputs {', '.join(session.input_names)}; an image classifier has one")
-        return np.asarray(session.run({session.input_names[0]: images})[0])
+        outputs = session.run({session.input_names[0]: images})
+        return np.asarray(outputs[which if len(outputs) > 1 else 0])
 
     return predict
 

@@ -86,7 +86,7 @@ def default_config(model_dir: str | Path, data_dir: str | Path, *, ptq: bool = F
     The image size is that of the model's input, 224 where it is free; the preprocessing is ImageNet's. given: keys of
     Global that say otherwise. ptq: calibrate only; else 300 steps of training (Adam, cosine from 5e-5).
     """
-    keys = {**_input_keys(model_dir), **given}
+    keys = {**_input_keys(model_dir, given.get("output_name")), **given}
     if "resize_size" not in keys and "img_size" in keys:
         height, width = keys["img_size"]
         keys["resize_size"] = math.ceil(height * 256 / 224) if height == width else (height, width)
@@ -98,9 +98,9 @@ def default_config(model_dir: str | Path, data_dir: str | Path, *, ptq: bool = F
     return replace(load_config(_PTQ if ptq else _QAT), global_section=section)
 
 
-def _input_keys(model_dir: str | Path) -> dict[str, Any]:
+def _input_keys(model_dir: str | Path, output_name: str | None) -> dict[str, Any]:
     """img_size and channel_order as far as the model's input says them."""
-    shape = read_model(model_dir).graph.inputs[0].shape
+    shape = read_model(model_dir, output_name=output_name).graph.inputs[0].shape
     keys: dict[str, Any] = {}
     if shape is not None and len(shape) == 4:
         if isinstance(shape[2], int) and isinstance(shape[3], int):

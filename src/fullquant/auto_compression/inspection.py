@@ -1,25 +1,46 @@
-"""What a model file holds, and what would become int8 on a target, tensor by tensor, without any image."""
+"""What a model file holds, and what would become int8 on a target, operator by operator, without any image."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import onnx_ir as ir
 
-from fullquant.auto_compression.reporting import summary, tensors
-from fullquant.errors import PlacementError
+from fullquant.auto_compression.inspected_nodes import (
+    FallbackEntry,
+    NodeEntry,
+    OperatorCount,
+    fallback,
+    multiply_adds_by_kind,
+    node_entries,
+    operator_counts,
+    shape_of,
+)
+from fullquant.auto_compression.placed import summary, tensors
+from fullquant.errors import ModelError, PlacementError, ReportError
 from fullquant.passes import prepare
 from fullquant.passes.infer_shapes import infer_shapes
-from fullquant.placement.place import PlacementOptions, place
+from fullquant.passes.remove_unused import remove_unused
+from fullquant.placement.decision import Placement
+from fullquant.placement.place import PlacementOptions, place, without_rule
+from fullquant.placement.rules import Target
 from fullquant.placement.target import find_target
 from fullquant.readers import read_model
-from fullquant.report.record import PlacementSummary, TensorEntry
+from fullquant.readers.quantized import integer_nodes, split_quantizers
+from fullquant.report.record import PlacementSummary, TensorEntry, read_record
 
-_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+#: Of `Inspection`, the document of `fullquant inspect --json`; it grows with every change of a field's meaning.
+SCHEMA_VERSION = 1
+# Shares of the multiply-adds in int8 kernels, from which on a model suits a target, or suits it in part.
+_SUITS, _PARTLY = 0.95, 0.5
+# In a Paddle parameter file a scale is a float32 and its zero point an int32.
+_SCALE_BYTES = 8
+_NAMED = 6
+
+Suits = Literal["yes", "partly", "no", "quantized", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -31,40 +52,47 @@ class TensorShape:
 
 
 @dataclass(frozen=True)
-class OperatorCount:
-    """How many nodes of one operator there are, and how many of them give int8 on the target.
-
-    kernel: what the target computes the operator in, "int8" or "float"; "" where nothing is placed or it has no rule.
-    """
-
-    operator: str
-    nodes: int
-    int8: int
-    kernel: str = ""
-
-
-@dataclass(frozen=True)
 class Inspection:
-    """quantized: the file holds quantizers already, so there is nothing to place and `placement` is None.
+    """Everything that `fullquant inspect --json` prints; docs/inspect.md has each field.
 
-    operators: after the passes (BatchNorm folded); of a quantized model as they are in the file.
-    parameters: numbers in weights and biases. multiply_adds: of one image, in convolutions and matrix products; None
-    where height and width are free. refusal: why the model cannot be placed on the target, with the remedy.
+    The graph is that after the passes (BatchNorm folded); of a quantized model, the float graph that it was made of.
     """
 
+    schema_version: int
     model: str
     params: str
     source_format: str
+    file_bytes: int
     quantized: bool
+    quantized_as: str
     inputs: tuple[TensorShape, ...]
     outputs: tuple[TensorShape, ...]
     operators: tuple[OperatorCount, ...]
     parameters: int
+    weight_bytes: int
+    weight_bytes_int8: int | None
     multiply_adds: int | None
+    multiply_adds_by_kind: Mapping[str, int] | None
+    int8_share: float | None
     target: str
-    placement: PlacementSummary | None = None
+    placement: PlacementSummary | None
+    refusal: str
+    fallback: tuple[FallbackEntry, ...]
+    nodes: tuple[NodeEntry, ...]
+    tensors: tuple[TensorEntry, ...]
+    suits: Suits
+    verdict: str
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A graph and what becomes of it. without_rule: {node: why} of those that the target cannot place."""
+
+    graph: ir.Model
+    placement: Placement | None
     refusal: str = ""
-    tensors: tuple[TensorEntry, ...] = ()
+    without_rule: Mapping[str, str] | None = None
+    quantized_as: str = ""
 
 
 def inspect_model(
@@ -73,106 +101,207 @@ def inspect_model(
     *,
     image_size: Sequence[int] | None = None,
     options: PlacementOptions | None = None,
+    output_name: str | None = None,
 ) -> Inspection:
-    """Reads a model and places it on a target.
+    """Reads a model and places it on a target; a quantized one is taken as the file says it is placed.
 
-    image_size: (height, width), for models where they are free. Raises ModelError and ConfigError (unknown target).
+    image_size: (height, width), for models where they are free. output_name: where the model has several outputs.
+    Raises ModelError and ConfigError (unknown target).
     """
     table = find_target(target)
-    source = _read(path, image_size)
-    quantized = any(node.op_type in _QUANTIZERS for node in source.graph)
-    graph = source if quantized else prepare(source)
-    if quantized:
-        infer_shapes(graph)
-    placement: PlacementSummary | None = None
-    entries: tuple[TensorEntry, ...] = ()
-    refusal, int8 = "", Counter[str]()
-    if not quantized:
-        try:
-            placed = place(graph, target, options)
-            placement, entries = summary(placed), tensors(placed, {})
-            given = {d.tensor for d in placed if d.spec is not None}
-            int8.update(n.op_type for n in graph.graph if n.outputs and str(n.outputs[0].name) in given)
-        except PlacementError as error:
-            refusal = str(error)
-    counts = Counter(node.op_type for node in graph.graph)
+    source = _read(path, image_size, output_name)
+    placed = _quantized(source) if integer_nodes(source) else _float(source, table, options or PlacementOptions())
+    graph, placement = placed.graph, placed.placement
+    nodes = node_entries(graph, placement, table, placed.without_rule or {})
+    kinds = multiply_adds_by_kind(graph, nodes)
     properties = source.metadata_props
-    return Inspection(
+    found = Inspection(
+        schema_version=SCHEMA_VERSION,
         model=properties["fullquant.model_file"],
         params=properties.get("fullquant.params_file", ""),
         source_format=properties["fullquant.source_format"],
-        quantized=quantized,
-        inputs=tuple(_shape(value) for value in graph.graph.inputs),
-        outputs=tuple(_shape(value) for value in graph.graph.outputs),
-        operators=tuple(
-            OperatorCount(name, count, int8[name], "" if placement is None else table.kernel(name) or "")
-            for name, count in counts.most_common()
-        ),
-        parameters=_parameters(graph),
-        multiply_adds=_multiply_adds(graph),
+        file_bytes=_file_bytes(properties),
+        quantized=bool(placed.quantized_as),
+        quantized_as=placed.quantized_as,
+        inputs=tuple(TensorShape(str(value.name), shape_of(value)) for value in graph.graph.inputs),
+        outputs=tuple(TensorShape(str(value.name), shape_of(value)) for value in graph.graph.outputs),
+        operators=operator_counts(nodes, table),
+        parameters=sum(node.parameters for node in nodes),
+        weight_bytes=sum(tensor.nbytes for tensor in _constants(graph)),
+        weight_bytes_int8=None if placement is None else _int8_bytes(graph, placement),
+        multiply_adds=None if kinds is None else sum(kinds.values()),
+        multiply_adds_by_kind=kinds,
+        int8_share=_share(nodes) if placement is not None else None,
         target=target,
-        placement=placement,
-        refusal=refusal,
-        tensors=entries,
-    )
+        placement=None if placement is None else summary(placement),
+        refusal=placed.refusal,
+        fallback=() if placement is None else fallback(nodes),
+        nodes=nodes,
+        tensors=() if placement is None else tensors(placement, {}),
+        suits="unknown",
+        verdict="",
+    )  # fmt: skip
+    suits, verdict = _verdict(found)
+    return replace(found, suits=suits, verdict=verdict)
 
 
-def _read(path: str | Path, image_size: Sequence[int] | None) -> ir.Model:
-    model = read_model(path)
+# ---- the graph -----------------------------------------------------------------------------------------------------
+
+
+def _read(path: str | Path, image_size: Sequence[int] | None, output_name: str | None) -> ir.Model:
+    model = read_model(path, output_name=output_name)
     shape = model.graph.inputs[0].shape
-    if image_size is None or shape is None or len(shape) != 4:
+    if image_size is None or shape is None or len(shape) != 4 or tuple(shape[2:]) == tuple(image_size):
         return model
     channels = shape[1] if isinstance(shape[1], int) else 3
     wanted: Mapping[str, Sequence[int]] = {str(model.graph.inputs[0].name): (-1, channels, *image_size)}
-    return read_model(path, input_shape=wanted)
+    return read_model(path, None, None, wanted, output_name)
 
 
-def _shape(value: ir.Value) -> TensorShape:
-    sizes = () if value.shape is None else tuple(d if isinstance(d, int) else str(d.value or "?") for d in value.shape)
-    return TensorShape(str(value.name), sizes)
+def _float(source: ir.Model, target: Target, options: PlacementOptions) -> _Placed:
+    """Placed as `quantize` would; where operators have no rule, with these in float."""
+    graph = prepare(source)
+    try:
+        return _Placed(graph, place(graph, target.name, options))
+    except PlacementError as error:
+        why = f"{target.name} has no int8 rule: keep it float with not_quant_pattern"
+        missing = {str(node.name): why for node in without_rule(graph.graph, target)}
+        rest = replace(options, skip_nodes=options.skip_nodes | frozenset(missing))
+        return _Placed(graph, place(graph, target.name, rest), str(error), missing)
 
 
-def _parameters(model: ir.Model) -> int:
-    """Elements of the constants that are weights or biases; scales, zero points, shapes and axes don't count."""
-    settings = {
-        str(value.name)
-        for node in model.graph if node.op_type in _QUANTIZERS
-        for value in node.inputs[1:] if value is not None
-    }  # fmt: skip
-    total = 0
+def _quantized(source: ir.Model) -> _Placed:
+    """The float graph and the decisions of a file with quantizers; its own graph where it cannot be read back."""
+    remove_unused(source)
+    try:
+        found = split_quantizers(source)
+    except ModelError as error:
+        infer_shapes(source)
+        return _Placed(source, None, f"its integers cannot be read back: {error}", None, _form(source))
+    infer_shapes(found.model)
+    return _Placed(found.model, found.placement, "", None, _form(source))
+
+
+def _form(model: ir.Model) -> str:
+    """What kind of quantized file it is, and whose, in a few words."""
+    types = {node.metadata_props.get("fullquant.op_type", "") for node in model.graph}
+    if model.metadata_props["fullquant.source_format"] == "onnx":
+        form = "ONNX QDQ" if "QuantizeLinear" in types else "ONNX with integer operators"
+    elif any(kind.startswith("fake_") for kind in types):
+        form = "Paddle with fake_quantize operators"
+    else:
+        form = "Paddle with quantize_linear operators (onnx_format)"
+    return form + _maker(model)
+
+
+def _maker(model: ir.Model) -> str:
+    """ ", written by fullquant for paddle_lite" where the file, or the report beside it, says so."""
+    target = model.metadata_props.get("fullquant.target")
+    if target:
+        return f", written by fullquant for {target}"
+    path = Path(model.metadata_props["fullquant.model_file"])
+    try:
+        record = read_record(path.parent / "report.json")
+    except ReportError:
+        return ""
+    ours = any((Path(entry.path).name, entry.bytes) == (path.name, path.stat().st_size) for entry in record.outputs)
+    if not ours or record.placement is None:
+        return ""
+    return f", written by fullquant for {record.placement.target} ({record.kept})"
+
+
+# ---- sizes ---------------------------------------------------------------------------------------------------------
+
+
+def _constants(model: ir.Model) -> list[ir.TensorProtocol]:
+    return [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+
+
+def _int8_bytes(model: ir.Model, placement: Placement) -> int:
+    """An estimate of the int8 parameter file.
+
+    1 byte for each element of an int8 weight and 8 for each of its channels' scales; 4 for each element of a bias and
+    of what stays float; 8 for each activation that has a scale of its own.
+    """
+    size = 0
     for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        whole_number = tensor is not None and tensor.dtype not in _FLOATS
-        stored = any(u.node.op_type == "DequantizeLinear" and u.idx == 0 for u in value.uses())
-        if tensor is not None and name not in settings and len(tensor.shape) > 0 and (not whole_number or stored):
-            total += _product(tensor.shape) or 0
-    return total
-
-
-def _multiply_adds(model: ir.Model) -> int | None:
-    """Of one image: Conv: outputs * C_in / group * kernel; Gemm and MatMul: outputs * K. None: sizes are free."""
-    total = 0
-    for node in model.graph:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+        tensor, decision = value.const_value, placement.get(name)
+        if tensor is None:
             continue
-        first, second = node.inputs[0], node.inputs[1]
-        outputs = _product(_dims(node.outputs[0])[1:])  # the batch counts once
-        inner = _product(_dims(second)[1:] if node.op_type == "Conv" else _dims(first)[-1:])
-        if outputs is None or inner is None:
-            return None
-        total += outputs * inner
-    return total
+        if decision is None or decision.spec is None or decision.kind == "bias":
+            size += tensor.nbytes
+            continue
+        axis = decision.spec.axis
+        scales = 1 if axis is None else int(tensor.shape.numpy()[axis])
+        size += int(tensor.size) + _SCALE_BYTES * scales
+    activations = [d for d in placement if d.kind == "activation" and d.spec is not None and not d.fused]
+    return size + _SCALE_BYTES * len(activations)
 
 
-def _dims(value: ir.Value | None) -> list[object]:
-    return [None, None] if value is None or value.shape is None else list(value.shape)
+def _file_bytes(properties: Mapping[str, str]) -> int:
+    paths = [Path(properties["fullquant.model_file"])]
+    params = properties.get("fullquant.params_file", "")
+    if params:
+        place = Path(params)
+        paths += [p for p in place.iterdir() if p.is_file() and p not in paths] if place.is_dir() else [place]
+    return sum(path.stat().st_size for path in paths)
 
 
-def _product(sizes: Iterable[object]) -> int | None:
-    """The product of known sizes; None where one is free."""
-    result = 1
-    for size in sizes:
-        if not isinstance(size, int):
-            return None
-        result *= size
-    return result
+# ---- the verdict ---------------------------------------------------------------------------------------------------
+
+
+def _share(nodes: Sequence[NodeEntry]) -> float | None:
+    """The part of the multiply-adds that is computed in integers; None where sizes are free."""
+    known = [(node.multiply_adds, node.placed == "int8") for node in nodes if node.multiply_adds is not None]
+    whole = sum(number for number, _ in known)
+    if len(known) < len(nodes) or whole == 0:
+        return None
+    return sum(number for number, int8 in known if int8) / whole
+
+
+def _verdict(found: Inspection) -> tuple[Suits, str]:
+    """One line: does the model suit the target?"""
+    if found.quantized:
+        return "quantized", _quantized_verdict(found)
+    computing = sum(node.placed != "none" for node in found.nodes)
+    floats = sum(len(group.nodes) for group in found.fallback)
+    share = found.int8_share
+    percent = "" if share is None else f"{100 * share:.1f}% of the multiply-adds are in int8"
+    listed = _listed(found.fallback)
+    if found.refusal:
+        rest = f"; with them in float, {percent}" if percent else ""
+        return (
+            "no",
+            f"{found.target} cannot take it as it is: no int8 rule for {_listed(found.fallback, 'float')}{rest}",
+        )
+    if not floats:
+        return "yes", f"suits {found.target}: all {computing} operators are computed in int8"
+    parts = [text for text in (percent, f"{floats} of {computing} operators are computed in float: {listed}") if text]
+    if share is None or share >= _SUITS:
+        return ("unknown" if share is None else "yes"), f"{_how(share)} {found.target}: {'; '.join(parts)}"
+    return ("partly" if share >= _PARTLY else "no"), f"{_how(share)} {found.target}: {'; '.join(parts)}"
+
+
+def _how(share: float | None) -> str:
+    if share is None:
+        return "can be quantized for"
+    return "suits" if share >= _SUITS else "suits in part" if share >= _PARTLY else "does not suit"
+
+
+def _quantized_verdict(found: Inspection) -> str:
+    again = "nothing to quantize; for another target take the float model that it was made from"
+    if found.placement is None:
+        return f"quantized already ({found.quantized_as}), but {found.refusal}"
+    floats = found.placement.kept_float.get("activation", 0)
+    state = "every activation is int8" if floats == 0 else f"{floats} activations are float"
+    return f"quantized already ({found.quantized_as}), {state}: {again}"
+
+
+def _listed(groups: Sequence[FallbackEntry], placed: str = "") -> str:
+    counts: dict[str, int] = {}
+    for group in groups:
+        if placed in ("", group.placed):
+            counts[group.operator] = counts.get(group.operator, 0) + len(group.nodes)
+    names = [f"{name} ({count})" for name, count in counts.items()]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -3,62 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from fullquant.auto_compression.placed import summary, tensors
 from fullquant.auto_compression.stages import QuantizedModel
 from fullquant.auto_compression.validation import Validation
 from fullquant.config import Config
-from fullquant.numerics.qparams import QParams
-from fullquant.placement.decision import Decision, Placement
 from fullquant.report.machine import machine, package_versions
 from fullquant.report.record import (
     CurvePoint,
     FileEntry,
-    PlacementSummary,
     Record,
     ResultRow,
-    TensorEntry,
     digest,
     file_entry,
 )
-from fullquant.training.qat import QatResult, Score
-
-
-def summary(placement: Placement) -> PlacementSummary:
-    """Counts of int8 and float tensors; full_integer means that no activation stays float."""
-    quantized, kept, reasons = Counter[str](), Counter[str](), Counter[str]()
-    for decision in placement:
-        if decision.spec is not None:
-            quantized[decision.kind] += 1
-        else:
-            kept[decision.kind] += 1
-            reasons[decision.reason] += 1
-    full = kept["activation"] == 0
-    return PlacementSummary(placement.target, full, dict(quantized), dict(kept), dict(reasons))
-
-
-def tensors(placement: Placement, qparams: Mapping[str, QParams]) -> tuple[TensorEntry, ...]:
-    """Every decision with its grid, its scales and its reason."""
-    return tuple(_tensor(decision, qparams.get(placement.scale_owner(decision.tensor))) for decision in placement)
-
-
-def _tensor(decision: Decision, params: QParams | None) -> TensorEntry:
-    if decision.spec is None:
-        return TensorEntry(decision.tensor, decision.kind, "float32", decision.reason)
-    kind = "int32" if decision.kind == "bias" else "int8" if decision.spec.qmin < 0 else "uint8"
-    grid = f"{kind} [{decision.spec.qmin}, {decision.spec.qmax}]"
-    scale = None if params is None else np.atleast_1d(params.scale)
-    return TensorEntry(
-        decision.tensor, decision.kind, grid, decision.reason,
-        scale_min=None if scale is None else float(scale.min()),
-        scale_max=None if scale is None else float(scale.max()),
-        channels=1 if scale is None else len(scale), shares=decision.shares, fused=decision.fused,
-    )  # fmt: skip
+from fullquant.training.qat import QatResult
 
 
 def curve(result: QatResult | None) -> tuple[CurvePoint, ...]:
@@ -70,8 +32,8 @@ def curve(result: QatResult | None) -> tuple[CurvePoint, ...]:
         points.setdefault(step, {})["loss"] = loss
     for step, score in result.scores:
         points.setdefault(step, {})["top1"] = score.metric
-        if score.agreement is not None:
-            points[step]["agreement"] = score.agreement
+        known = {"agreement": score.agreement, "mean_kl": score.mean_kl}
+        points[step] |= {name: value for name, value in known.items() if value is not None}
     return tuple(CurvePoint(step, **values) for step, values in sorted(points.items()))
 
 
@@ -103,16 +65,9 @@ def kept_stage(result: QatResult | None, validation: Validation) -> tuple[str, s
         return "PTQ", "calibration only"
     start, best = result.scores[0][1], result.best_score
     if result.best_step == 0 or best is None:
-        return "PTQ", f"no training step was better than the calibrated start ({_numbers(start, validation)})"
-    return (
-        "QAT",
-        f"{_numbers(best, validation)} at step {result.best_step}, after {_numbers(start, validation)} calibrated",
-    )
-
-
-def _numbers(score: Score, validation: Validation) -> str:
-    agreement = "" if score.agreement is None else f", agreement {score.agreement:.4f}"
-    return f"{validation.name} {score.metric:.4f}{agreement}"
+        return "PTQ", f"no training step was better than the calibrated start ({start.numbers(validation.name)})"
+    after, before = (score.numbers(validation.name) for score in (best, start))
+    return "QAT", f"{after} at step {result.best_step}, after {before} calibrated"
 
 
 # Why ONNX Runtime's integer kernels may differ from the file: whether the processor has VNNI -> cause and remedy.

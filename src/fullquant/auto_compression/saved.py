@@ -110,7 +110,17 @@ def _recorded_size(saved: SavedModel) -> tuple[int | None, int | None]:
     return (int(size[0]), int(size[1])) if size else (None, None)
 
 
-def read_at(path: Path, shape: Sequence[int]) -> ir.Model:
-    """The graph of a model file, its input [N, C, H, W] of the given image shape where it is free."""
-    graph = read_model(path).graph
-    return read_model(path, input_shape={str(graph.inputs[0].name): (-1, *shape)})
+def read_at(path: Path, shape: Sequence[int], output_name: str | None = None) -> ir.Model:
+    """The graph of a model file, its input [N, C, H, W] of the given image shape where it is free.
+
+    output_name: as in `read_model`.
+    """
+    graph = read_model(path, output_name=output_name).graph
+    return read_model(path, None, None, {str(graph.inputs[0].name): (-1, *shape)}, output_name)
+
+
+def recorded_output(saved: SavedModel) -> str | None:
+    """The output of the float model that was quantized, where the report names one."""
+    section: Mapping[str, Any] = {} if saved.record is None else saved.record.config.get("global_section") or {}
+    name = section.get("output_name")
+    return None if name is None else str(name)

@@ -177,9 +177,13 @@ def _teacher_and_terms(
     settings = config.distillation
     ours = theirs = default_node(model)
     if settings.teacher_model_dir is not None:
-        other = prepare(
-            read_model(settings.teacher_model_dir, settings.teacher_model_filename, settings.teacher_params_filename)
+        source = read_model(
+            settings.teacher_model_dir,
+            settings.teacher_model_filename,
+            settings.teacher_params_filename,
+            output_name=settings.teacher_output_name,
         )
+        other = prepare(source)
         theirs = default_node(other)
         teacher = GraphModule(other).to(next(teacher.parameters()).device)
     student_names = {str(v.name) for node in model.graph for v in node.outputs}
@@ -210,7 +214,6 @@ class _TrainingBar:
         self._bar.advance(1, note=f"loss {loss:.4g}, {images_per_second:.0f} images/s{self._best}")
 
     def evaluated(self, step: int, score: Score, best: bool) -> None:
-        agreement = "" if score.agreement is None else f", agreement {score.agreement:.4f}"
-        log.info("step %d: %s %.4f%s%s", step, self._metric, score.metric, agreement, " (best so far)" if best else "")
+        log.info("step %d: %s%s", step, score.numbers(self._metric), " (best so far)" if best else "")
         if best:
             self._best = f", best {self._metric} {score.metric:.4f}"

@@ -115,7 +115,7 @@ class LabelledValidation:
     def score(self, simulator: Simulator) -> Score:
         found = self.accuracy(simulator.predict, "the quantized model")
         kept = 1.0 if self.start is None or found.top1 >= self.start else 0.0
-        return Score(found.top1, (kept, found.top1 + found.agreement, -found.mean_kl), found.agreement)
+        return Score(found.top1, (kept, found.top1 + found.agreement, -found.mean_kl), found.agreement, found.mean_kl)
 
 
 class CallbackValidation:
@@ -172,7 +172,7 @@ class AgreementValidation:
 
     def score(self, simulator: Simulator) -> Score:
         found = self._judge(simulator.predict)
-        return Score(found.agreement, (found.agreement, -found.mean_kl), found.agreement)
+        return Score(found.agreement, (found.agreement, -found.mean_kl), found.agreement, found.mean_kl)
 
 
 def labelled(source: Any) -> bool:

@@ -19,6 +19,7 @@ from fullquant.auto_compression.saved import (
     image_shape,
     images_of_record,
     read_at,
+    recorded_output,
 )
 from fullquant.config import Config, load_config
 from fullquant.data.progress import ProgressBar
@@ -187,7 +188,9 @@ def verify_saved(
     shape = image_shape(saved, section.img_size)
     files = [_read(path, shape) for path in saved.models]
     findings = tuple(dict.fromkeys(finding for file in files for finding in _findings(file)))
-    runners = list(_runners(files, chosen, float_model(saved, reference), shape))
+    source = float_model(saved, reference)
+    reference_source = None if source is None else _float_source(source, shape, recorded_output(saved))
+    runners = list(_runners(files, chosen, reference_source))
     with validation_loader(section, total_images) as loader:
         if total_images is None and len(loader.images) > MOST_IMAGES:
             loader = loader.over(loader.images.spread(MOST_IMAGES))
@@ -229,12 +232,10 @@ def _findings(file: _File) -> Iterator[str]:
         yield f"{file.files.model.name}: {overflow}"
 
 
-def _runners(
-    files: Sequence[_File], engines: Sequence[str], source: Path | None, shape: Sequence[int]
-) -> Iterator[_Runner]:
+def _runners(files: Sequence[_File], engines: Sequence[str], source: Source | None) -> Iterator[_Runner]:
     first = files[0]
     if source is not None:
-        yield _runner(FLOAT, None, first, _session(_float_source(source, shape), "onnxruntime", True))
+        yield _runner(FLOAT, None, first, _session(source, "onnxruntime", True))
     for file in files:
         yield _runner(SIMULATED, None, file, Simulator(file.simulation.module).predict)
     for engine in engines:
@@ -288,8 +289,10 @@ def _is_onnx(file: _File) -> bool:
     return file.files.source_format == "onnx"
 
 
-def _float_source(path: Path, shape: Sequence[int]) -> Source:
-    return path if find_model(path).source_format == "onnx" else prepare(read_at(path, shape))
+def _float_source(path: Path, shape: Sequence[int], output: str | None) -> Source:
+    """output: the one that was quantized, of several. An ONNX file with one output is opened as it is."""
+    onnx = find_model(path).source_format == "onnx"
+    return path if onnx and output is None else prepare(read_at(path, shape, output))
 
 
 # ---- the images ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from fullquant.numerics.qparams import FloatArray, QParams, QuantSpec, symmetric
 from fullquant.placement.constants import layer_bias
 from fullquant.placement.decision import Decision, Placement
 from fullquant.runtime import kernels
-from fullquant.runtime.executor import MOVES, GraphModule
+from fullquant.runtime.executor import MOVES, GraphModule, moves_constants
 from fullquant.runtime.fake_quantize import dense_view
 from fullquant.runtime.torch_rules import attribute
 
@@ -105,7 +105,7 @@ def observed_tensors(model: ir.Model, placement: Placement) -> dict[str, str]:
             continue
         owner = placement.scale_owner(decision.tensor)
         node = producers.get(decision.tensor)
-        if node is not None and node.op_type in MOVES:
+        if node is not None and node.op_type in MOVES and not moves_constants(node):
             sources = [placement.get(str(v.name)) for v in node.inputs if v is not None and v.const_value is None]
             if all(
                 s is not None and s.spec is not None and not s.fused and placement.scale_owner(s.tensor) == owner

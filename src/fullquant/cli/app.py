@@ -82,6 +82,7 @@ def quantize(
     channel_order: opt.ChannelOrder = None,
     interpolation: opt.Interpolation = None,
     keep_ratio_pad: opt.KeepRatioPad = None,
+    output_name: opt.OutputName = None,
     verbose: opt.Verbose = False,
 ) -> None:
     """Writes MODEL as int8: a Paddle program and an ONNX QDQ model, with a report.
@@ -103,7 +104,7 @@ def quantize(
     keys = opt.image_keys({
         "mean": mean, "std": std, "scale": scale, "img_size": img_size, "resize_size": resize_size,
         "channel_order": channel_order, "interpolation": interpolation, "keep_ratio_pad": keep_ratio_pad,
-        "batch_size": batch_size, "workers": workers, "augment": augment,
+        "batch_size": batch_size, "workers": workers, "augment": augment, "output_name": output_name,
     })  # fmt: skip
     devices = device(devices)
     with one_line_errors(), joined(devices):
@@ -161,6 +162,7 @@ def evaluate(
     channel_order: opt.ChannelOrder = None,
     interpolation: opt.Interpolation = None,
     keep_ratio_pad: opt.KeepRatioPad = None,
+    output_name: opt.OutputName = None,
     verbose: opt.Verbose = False,
 ) -> None:
     """Accuracy of MODEL, float or int8, in one runtime or several side by side.
@@ -178,7 +180,7 @@ def evaluate(
     keys = opt.image_keys({
         "mean": mean, "std": std, "scale": scale, "img_size": img_size, "resize_size": resize_size,
         "channel_order": channel_order, "interpolation": interpolation, "keep_ratio_pad": keep_ratio_pad,
-        "batch_size": batch_size, "workers": workers,
+        "batch_size": batch_size, "workers": workers, "output_name": output_name,
     })  # fmt: skip
     with one_line_errors():
         made = opt.made_config(model, data, config, keys)
@@ -203,14 +205,20 @@ def inspect(
         typer.Option("--img-size", parser=size, metavar="H[,W]", help="Height and width where they are free."),
     ] = None,
     not_quant_pattern: opt.NotQuantPattern = None,
+    output_name: opt.OutputName = None,
+    operators: Annotated[
+        bool, typer.Option("--operators", help="List every operator with its sizes, and what it is computed in.")
+    ] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with its decision and reason.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON on stdout.")] = False,
 ) -> None:
-    """What MODEL holds, and what would become int8 on a target, without any image.
+    """What MODEL holds, and what would become int8 on a target, without any image. The last line is a verdict.
+
+    MODEL is float or quantized already. The fields of --json are in docs/inspect.md.
 
     Examples:
 
-      fullquant inspect MobileNetV3_large_x1_0_infer
+      fullquant inspect MobileNetV3_large_x1_0_infer --target verisilicon_timvx
 
       fullquant inspect model.onnx --target onnxruntime --tensors
     """
@@ -221,13 +229,13 @@ def inspect(
     show_log()
     with one_line_errors():
         found = inspect_model(
-            model, target, image_size=img_size,  # type: ignore[arg-type]
+            model, target, image_size=img_size, output_name=output_name,  # type: ignore[arg-type]
             options=PlacementOptions(skip_patterns=tuple(not_quant_pattern or ())),
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(found), indent=1))
     else:
-        show_inspection(output(), found, tensors=tensors)
+        show_inspection(output(), found, operators=operators, tensors=tensors)
 
 
 @app.command()

@@ -54,6 +54,9 @@ KeepRatioPad = Annotated[
     bool | None,
     typer.Option("--keep-ratio-pad", help="Keep the ratio and fill up on the right.", rich_help_panel=_IMAGES),
 ]
+OutputName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The output with the classes, where the model has several.")
+]
 BatchSize = Annotated[int | None, typer.Option(help="Images in a batch. (default: 32)", min=1)]
 Workers = Annotated[int | None, typer.Option(help="Processes that read images. (default: 0, this one)", min=0)]
 Devices = Annotated[

@@ -68,6 +68,7 @@ class Distillation(Settings):
     teacher_model_dir: str | None = None
     teacher_model_filename: str | None = None
     teacher_params_filename: str | None = None
+    teacher_output_name: str | None = None
     teacher_cache_gb: float | None = None
 
     def check(self) -> None:
@@ -88,7 +89,7 @@ class Distillation(Settings):
                 f"Distillation.{key}: {length} values for {count} groups of nodes; give one, or one for each group",
             )
         if self.teacher_model_dir is None:
-            for key in ("teacher_model_filename", "teacher_params_filename"):
+            for key in ("teacher_model_filename", "teacher_params_filename", "teacher_output_name"):
                 require(getattr(self, key) is None, f"Distillation.{key}: needs teacher_model_dir")
 
     def terms(

@@ -91,6 +91,7 @@ class Global(Settings):
 
     SECTION: ClassVar[str] = "Global"
     input_name: str | None = field(default=None, metadata={"before": _one_name})
+    output_name: str | None = field(default=None, metadata={"before": _one_name})
     model_dir: str | None = None
     model_filename: str | None = None
     params_filename: str | None = None

@@ -84,7 +84,10 @@ def load_pir(path: Path) -> PirProgram:
         raise ModelError(f"{path}: is not JSON ({error}); the file is damaged, export it again") from None
     base = document.get("base_code") if isinstance(document, dict) else None
     if not isinstance(base, dict) or base.get("magic") != "pir":
-        raise ModelError(f"{path}: is JSON but not a Paddle 3 program (no base_code with magic 'pir')")
+        raise ModelError(
+            f"{path}: is JSON but not a Paddle 3 program (no base_code with magic 'pir'); "
+            "give the file that paddle.jit.save wrote"
+        )
     version = base.get("version")
     if not isinstance(version, int) or not 0 <= version <= _NEWEST_VERSION:
         raise ModelError(

@@ -43,7 +43,8 @@ def constant_value(value: ir.Value | None) -> Array | None:
     """
     if value is None or value.is_graph_input():
         return None
-    if value.is_initializer() and value.const_value is not None:
+    # Without a producer it is an initializer of a graph that is still being built.
+    if value.const_value is not None and (value.is_initializer() or value.producer() is None):
         return np.asarray(value.const_value.numpy())
     producer = value.producer()
     if producer is not None and producer.op_type == "Constant" and producer.domain == "":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +28,10 @@ _log = logging.getLogger(__name__)
 _KEPT = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
     | {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+)
+#: What numbers in their inputs make large.
+_GROWING = frozenset(
+    {"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "OneHot", "Upsample", "CenterCropPad"}
 )
 #: A constant beyond this many elements is not worth the file that it would make.
 _MAX_ELEMENTS = 1 << 26
@@ -79,6 +84,9 @@ def _evaluate(node: ir.Node, opset: int) -> list[Array] | None:
     arrays = [constant_value(value) for value in inputs]
     if not inputs or any(array is None for array in arrays):
         return None
+    if not _is_bounded(node):
+        _log.debug("%s may become a constant of more than %d elements; kept", node_label(node), _MAX_ELEMENTS)
+        return None
     try:
         evaluator = ReferenceEvaluator(ir.to_proto(node), opsets={"": opset})
         feeds = {str(value.name): array for value, array in zip(inputs, arrays, strict=True)}
@@ -90,6 +98,18 @@ def _evaluate(node: ir.Node, opset: int) -> list[Array] | None:
         _log.debug("%s would become a constant of more than %d elements; kept", node_label(node), _MAX_ELEMENTS)
         return None
     return [_with_declared_dtype(result, value) for result, value in zip(results, node.outputs, strict=True)]
+
+
+def _is_bounded(node: ir.Node) -> bool:
+    """Whether the outputs are known to be of a size that can be computed: a file may claim any shape."""
+    for value in node.outputs:
+        sizes = dims(value)
+        if sizes is None or any(not isinstance(size, int) for size in sizes):
+            if node.op_type in _GROWING:
+                return False
+        elif math.prod(size for size in sizes if isinstance(size, int)) > _MAX_ELEMENTS:
+            return False
+    return True
 
 
 def _with_declared_dtype(array: Array, value: ir.Value) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 import onnx_ir as ir
 
@@ -19,6 +21,7 @@ def infer_shapes(model: ir.Model) -> int:
     unknown size. Raises ModelError where shapes contradict each other.
     """
     inferred = _infer(model)
+    _check_channels(model, inferred)
     count = 0
     for node in model.graph:
         for value in node.outputs:
@@ -49,6 +52,26 @@ def _infer(model: ir.Model) -> dict[str, ir.Value]:
         raise ModelError(f"the graph's shapes contradict each other: {' '.join(str(error).split())}") from error
     found = [*result.graph.value_info, *result.graph.output]
     return {info.name: ir.from_proto(info) for info in found if info.type.HasField("tensor_type")}
+
+
+def _check_channels(model: ir.Model, inferred: Mapping[str, ir.Value]) -> None:
+    """ONNX's inference does not look whether a convolution's weight fits the channels of what it reads."""
+    for node in model.graph:
+        x, weight = (*node.inputs, None, None)[:2]
+        if node.op_type != "Conv" or x is None or weight is None or weight.shape is None or len(weight.shape) < 2:
+            continue
+        known = inferred.get(str(x.name), x).shape
+        channels = known[1] if known is not None and len(known) > 1 else None
+        group = node.attributes.get_int("group", 1)
+        wanted = weight.shape[1] * group if isinstance(weight.shape[1], int) else None
+        if isinstance(channels, int) and wanted is not None and channels != wanted:
+            source = model.metadata_props.get("fullquant.model_file", "the model")
+            raise ModelError(
+                f"{source}: operator {node.metadata_props.get('fullquant.op_type', node.op_type)!r} "
+                f"(output {node.outputs[0].name!r}): its weight {weight.name!r} of shape {list(weight.shape)}, "
+                f"{group} groups, reads {wanted} channels, but {x.name!r} has {channels}; the parameters belong to "
+                "another model, or the input shape is wrong: export the model again"
+            )
 
 
 def _update(value: ir.Value, inferred: ir.Value) -> bool:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import operator
-from collections.abc import Callable
-from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -13,21 +10,17 @@ import onnx_ir as ir
 from fullquant.graph.edit import (
     add_initializer,
     attribute_int,
-    constant_value,
     data_input,
     dims,
     graph_of,
     input_at,
     ints_constant,
     node_label,
-    producer_of,
     replace_node,
 )
+from fullquant.graph.shape_values import Size, shape_elements
 
 _log = logging.getLogger(__name__)
-
-#: One size: known, or named after a symbolic dimension, or unknown.
-Size: TypeAlias = int | str | None
 
 
 def normal_reshape(model: ir.Model) -> int:
@@ -130,102 +123,3 @@ def _is_flatten(target: list[int], data: tuple[Size, ...]) -> bool:
         return len(data) == 2
     known = [size for size in data[1:] if isinstance(size, int)]
     return target[1] == -1 or (len(known) == len(data) - 1 and target[1] == int(np.prod(known)))
-
-
-# --- shapes as values --------------------------------------------------------------------------------------------
-
-
-def shape_elements(value: ir.Value | None) -> list[Size] | None:
-    """The elements of an integer vector (a scalar counts as one element) that is computed from constants and shapes.
-
-    Known elements are integers, sizes of symbolic dimensions their names, others None; None altogether where not even
-    the number of elements follows.
-    """
-    constant = constant_value(value)
-    if constant is not None:
-        return [int(element) for element in constant.reshape(-1)] if constant.dtype.kind in "iu" else None
-    node = producer_of(value)
-    rule = None if node is None or node.domain != "" else _SHAPE_RULES.get(node.op_type)
-    return None if rule is None or node is None else rule(node)
-
-
-def _shape(node: ir.Node) -> list[Size] | None:
-    sizes = dims(node.inputs[0])
-    if sizes is None:
-        return None
-    return list(sizes[attribute_int(node, "start", 0) : attribute_int(node, "end", len(sizes))])
-
-
-def _first(node: ir.Node) -> list[Size] | None:
-    return shape_elements(node.inputs[0])
-
-
-def _concatenated(node: ir.Node) -> list[Size] | None:
-    parts = [shape_elements(value) for value in node.inputs]
-    found = [part for part in parts if part is not None]
-    return [size for part in found for size in part] if len(found) == len(parts) else None
-
-
-def _sliced(node: ir.Node) -> list[Size] | None:
-    elements = shape_elements(node.inputs[0])
-    bounds = [ints_constant(input_at(node, index)) for index in (1, 2)]
-    steps = ints_constant(input_at(node, 4)) if input_at(node, 4) is not None else [1]
-    starts, ends = bounds
-    if elements is None or starts is None or ends is None or steps is None or len(starts) != 1 or steps[0] <= 0:
-        return None
-    return elements[starts[0] : ends[0] : steps[0]]
-
-
-def _gathered(node: ir.Node) -> list[Size] | None:
-    elements, indices = shape_elements(node.inputs[0]), ints_constant(input_at(node, 1))
-    if elements is None or indices is None or any(not -len(elements) <= index < len(elements) for index in indices):
-        return None
-    return [elements[index] for index in indices]
-
-
-def _squeezed_axes_agree(node: ir.Node) -> list[Size] | None:
-    """Squeeze and Unsqueeze between a scalar and a vector of one element keep the element."""
-    elements = shape_elements(node.inputs[0])
-    return elements if elements is not None and len(elements) == 1 else None
-
-
-def _reshaped(node: ir.Node) -> list[Size] | None:
-    """A vector or scalar of sizes keeps its elements and their order, whatever shape it gets."""
-    return shape_elements(node.inputs[0])
-
-
-_ARITHMETIC: dict[str, Callable[[int, int], int]] = {
-    "Add": operator.add,
-    "Sub": operator.sub,
-    "Mul": operator.mul,
-}
-
-
-def _computed(node: ir.Node) -> list[Size] | None:
-    """Sums, differences and products of sizes: known where both operands are, unknown otherwise."""
-    pair = [shape_elements(value) for value in node.inputs]
-    found = [elements for elements in pair if elements is not None]
-    if len(found) != 2:
-        return None
-    length = max(len(elements) for elements in found)
-    if any(len(elements) not in (1, length) for elements in found):
-        return None
-    left, right = (elements * length if len(elements) == 1 else elements for elements in found)
-    compute = _ARITHMETIC[node.op_type]
-    return [
-        compute(a, b) if isinstance(a, int) and isinstance(b, int) else None for a, b in zip(left, right, strict=True)
-    ]
-
-
-_SHAPE_RULES: dict[str, Callable[[ir.Node], list[Size] | None]] = {
-    "Shape": _shape,
-    "Cast": _first,
-    "Identity": _first,
-    "Concat": _concatenated,
-    "Slice": _sliced,
-    "Gather": _gathered,
-    "Squeeze": _squeezed_axes_agree,
-    "Unsqueeze": _squeezed_axes_agree,
-    "Reshape": _reshaped,
-    **dict.fromkeys(_ARITHMETIC, _computed),
-}

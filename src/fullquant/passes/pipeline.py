@@ -11,19 +11,28 @@ import onnx_ir as ir
 from fullquant.errors import ModelError
 from fullquant.graph.verify import verify
 from fullquant.passes.affine_to_depthwise import affine_to_depthwise
+from fullquant.passes.batch_expand import batch_expand
+from fullquant.passes.concat_constants import concat_constants
 from fullquant.passes.constants import constants_to_initializers, fold_constants
 from fullquant.passes.explicit_attributes import explicit_attributes
 from fullquant.passes.fold_batch_norm import fold_batch_norm
+from fullquant.passes.fold_matmul_affine import fold_matmul_affine
 from fullquant.passes.fold_pad import fold_pad
 from fullquant.passes.fold_scale_shift import fold_scale_shift
+from fullquant.passes.fold_shape_arithmetic import fold_shape_arithmetic
 from fullquant.passes.free_batch import free_batch
+from fullquant.passes.fuse_activations import fuse_gelu, fuse_mish, fuse_sigmoid
+from fullquant.passes.fuse_channel_norm import fuse_channel_norm
 from fullquant.passes.fuse_hard_swish import fuse_hard_sigmoid, fuse_hard_swish
+from fullquant.passes.fuse_layer_norm import fold_layer_norm_parameters, fuse_layer_norm
 from fullquant.passes.global_pooling import global_pooling
 from fullquant.passes.infer_shapes import infer_shapes
 from fullquant.passes.merge_branches import merge_branches
 from fullquant.passes.normal_arithmetic import normal_arithmetic
 from fullquant.passes.normal_clip import normal_clip
 from fullquant.passes.normal_gemm import normal_gemm
+from fullquant.passes.normal_normalization import normal_normalization
+from fullquant.passes.normal_power import normal_power
 from fullquant.passes.normal_reshape import normal_reshape
 from fullquant.passes.remove_identity import remove_identity
 from fullquant.passes.remove_unused import remove_unused
@@ -38,24 +47,35 @@ PIPELINE: tuple[Pass, ...] = (
     constants_to_initializers,
     infer_shapes,
     fold_constants,
+    fold_shape_arithmetic,
     normal_reshape,
+    concat_constants,
     free_batch,
+    batch_expand,
     remove_identity,
     normal_arithmetic,
     normal_clip,
     normal_gemm,
     explicit_attributes,
     global_pooling,
+    fuse_channel_norm,
     fuse_hard_sigmoid,
     fuse_hard_swish,
+    fuse_gelu,
+    fuse_mish,
+    fuse_sigmoid,
+    fuse_layer_norm,
+    normal_normalization,
+    fold_layer_norm_parameters,
     fold_pad,
     fold_batch_norm,
+    fold_matmul_affine,
     fold_scale_shift,
     merge_branches,
     remove_unused,
 )
 #: Run when nothing else rewrites any more.
-FINAL: tuple[Pass, ...] = (affine_to_depthwise, remove_unused, infer_shapes)
+FINAL: tuple[Pass, ...] = (normal_power, affine_to_depthwise, remove_unused, infer_shapes)
 
 #: Every pass makes the graph smaller or more normal, so a model that isn't finished by then shows a mistake in a pass.
 _MAX_ROUNDS = 50
@@ -87,9 +107,15 @@ def run_passes(model: ir.Model) -> list[PassResult]:
 
 
 def prepare(model: ir.Model) -> ir.Model:
-    """A deep copy of the model in canonical form; the argument is left untouched. Raises as run_passes."""
+    """A deep copy in canonical form; the argument is left untouched. Raises as run_passes, with the file."""
     copy = ir.from_proto(ir.to_proto(model))
-    run_passes(copy)
+    try:
+        run_passes(copy)
+    except ModelError as error:
+        file = model.metadata_props.get("fullquant.model_file")
+        if file is None or str(error).startswith(file):
+            raise
+        raise ModelError(f"{file}: {error}; export the model again") from error
     return copy
 
 

@@ -60,6 +60,8 @@ class ConstantPlacer:
             return Decision(
                 name, "weight", None, f"constant of {op}, which is not computed in integers or reads it as a bound"
             )
+        if self.target.role(op) == "move":
+            return Decision(name, "weight", None, f"constant that {op} moves: rounded behind it, with the result")
         if op in ("BatchNormalization", "LayerNormalization", "Resize"):
             return Decision(name, "weight", None, f"parameter inside {op}: not a tensor between operators")
         if (op in ("Conv", "Gemm") and index == 2) or (op == "Add" and bias_of_add(node) is value):

@@ -13,6 +13,7 @@ _ALWAYS = frozenset({"Relu", "HardSigmoid", "Sigmoid", "Softmax", "Exp", "Sqrt",
 # Not below 0 where all their operands are not: copies, averages, maxima, sums, products.
 _KEEPS = frozenset({
     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "MaxPool", "GlobalMaxPool", "ReduceMax",
+    "ReduceMin",
     "Identity", "Split", "Gather", "Expand", "Tile", "Concat", "DepthToSpace", "GlobalAveragePool", "AveragePool",
     "ReduceMean", "ReduceSum", "Add", "Mul", "Div", "Max", "Min", "HardSwish",
 })  # fmt: skip

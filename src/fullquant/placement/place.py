@@ -12,6 +12,7 @@ What differs between targets is in their tables (`tables`): roles, kernels, grid
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -48,6 +49,7 @@ class PlacementOptions:
 
     full: every float tensor is placed; otherwise only the inputs and weights of `op_types` (Paddle's operator names).
     skip_patterns: nodes whose name or name scope contains one of these stay float.
+    skip_nodes: the same, by their whole names.
     reduce_range: weights in [-64, 63], for x86 processors without VNNI.
     per_channel: one weight scale per output channel; otherwise one per tensor.
     scale_grid: what scales may be: short ones (decision 0005), powers of two, or any.
@@ -56,6 +58,7 @@ class PlacementOptions:
     full: bool = True
     op_types: tuple[str, ...] = ("conv2d", "depthwise_conv2d", "mul", "matmul", "matmul_v2")
     skip_patterns: tuple[str, ...] = ()
+    skip_nodes: frozenset[str] = frozenset()
     reduce_range: bool = False
     per_channel: bool = True
     scale_grid: ScaleGrid = "free"
@@ -73,6 +76,11 @@ def place(model: ir.Model, target: str = "paddle_lite", options: PlacementOption
     return Placement(target, decisions)
 
 
+def without_rule(nodes: Iterable[ir.Node], target: Target) -> list[ir.Node]:
+    """The nodes that compute real numbers and have no rule on the target."""
+    return [n for n in nodes if n.op_type not in target.rules and any(_is_float(v) for v in n.outputs)]
+
+
 class _Builder:
     def __init__(self, graph: ir.Graph, target: Target, options: PlacementOptions) -> None:
         self.graph, self.target, self.options = graph, target, options
@@ -86,6 +94,7 @@ class _Builder:
         self.nodes = list(graph)
         self.outputs = {str(v.name) for v in graph.outputs}
         self.skipped = {str(n.name) for n in self.nodes if self._matches(n, options.skip_patterns)}
+        self.skipped |= options.skip_nodes
         self.parent: dict[str, str] = {}
         self.fused: dict[str, str] = {}  # tensor inside a fused kernel -> why
         self.sums: set[str] = set()  # roots of the groups that a sum of two tensors belongs to
@@ -140,14 +149,17 @@ class _Builder:
         return any(_PADDLE_OP_TYPES.get(name) == node.op_type for name in names)
 
     def _check_roles(self) -> None:
-        for node in self.nodes:
-            if node.op_type in self.target.rules or str(node.name) in self.skipped:
-                continue
-            if not any(_is_float(v) for v in node.outputs):
-                continue
+        found = [node for node in without_rule(self.nodes, self.target) if str(node.name) not in self.skipped]
+        if found:
+            first = {node.op_type: str(node.name) for node in reversed(found)}
+            count = Counter(node.op_type for node in found)
+            listed = ", ".join(
+                f"'{name}' ({f'node {first[name]!r}' if n == 1 else f'{n} nodes, the first {first[name]!r}'})"
+                for name, n in count.items()
+            )
             raise PlacementError(
-                f"no int8 rule for '{node.op_type}' (node {node.name!r}) on target {self.target.name!r}; "
-                "keep it float with QuantAware.not_quant_pattern"
+                f"no int8 rule for {listed} on target {self.target.name!r}; "
+                f"keep {'it' if len(found) == 1 else 'them'} float with QuantAware.not_quant_pattern"
             )
 
     def _role(self, node: ir.Node | None) -> Role | None:

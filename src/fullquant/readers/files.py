@@ -9,6 +9,7 @@ from typing import Literal
 
 from fullquant.errors import ModelError
 from fullquant.formats.pir_json import is_pir_file
+from fullquant.readers.wrong_files import WANTED, refuse_wrong_file
 
 SourceFormat = Literal["program_desc", "pir", "onnx"]
 
@@ -34,6 +35,7 @@ def find_model(path: Path, model_filename: str | None = None, params_filename: s
     if not path.is_dir():
         return _from_file(path, model_filename, params_filename)
     model = _named(path, model_filename, "model") if model_filename else _search(path)
+    refuse_wrong_file(model)
     return _with_params(model, params_filename)
 
 
@@ -41,6 +43,7 @@ def _from_file(path: Path, model_filename: str | None, params_filename: str | No
     if path.is_file():
         if model_filename and model_filename != path.name:
             raise ModelError(f"{path}: is a file, but model_filename says {model_filename!r}; give the folder instead")
+        refuse_wrong_file(path)
         return _with_params(path, params_filename)
     for suffix in (".pdmodel", ".json", ".onnx"):
         model = path.with_name(path.name + suffix)
@@ -48,7 +51,7 @@ def _from_file(path: Path, model_filename: str | None, params_filename: str | No
             return _with_params(model, params_filename)
     if not path.parent.is_dir():
         raise ModelError(f"{path}: no such file or folder; model_dir must name the folder of an exported model")
-    raise ModelError(f"{path}: no such file or folder; {_listing(path.parent)}")
+    raise ModelError(f"{path}: no such file or folder; {_listing(path.parent)}; {WANTED}")
 
 
 def _search(folder: Path) -> Path:
@@ -56,10 +59,14 @@ def _search(folder: Path) -> Path:
         found = sorted(p for p in folder.glob(pattern) if p.is_file() and _is_program(p))
         if len(found) > 1:
             names = ", ".join(p.name for p in found)
-            raise ModelError(f"{folder}: {len(found)} models match ({names}); say which with model_filename")
+            raise ModelError(
+                f"{folder}: {len(found)} models match ({names}); say which with model_filename, or name the file"
+            )
         if found:
             return found[0]
-    raise ModelError(f"{folder}: no model here; looked for {_LAYOUTS}; {_listing(folder)}")
+    raise ModelError(
+        f"{folder}: no model here; looked for {_LAYOUTS}; {_listing(folder)}; give the folder of an exported model"
+    )
 
 
 def _is_program(path: Path) -> bool:
@@ -68,8 +75,9 @@ def _is_program(path: Path) -> bool:
 
 def _named(folder: Path, name: str, what: str) -> Path:
     path = folder / name
+    key = "model_filename" if what == "model" else "params_filename"
     if not path.is_file():
-        raise ModelError(f"{folder}: no {what} file {name!r}; {_listing(folder)}")
+        raise ModelError(f"{folder}: no {what} file {name!r}; {_listing(folder)}; name one of them with {key}")
     return path
 
 
@@ -100,7 +108,10 @@ def _with_params(model: Path, params_filename: str | None) -> ModelFiles:
 def no_parameters(files: ModelFiles) -> ModelError:
     """The error for a program with parameters that has no parameter file."""
     folder, beside = files.model.parent, f"{files.model.stem}.pdiparams"
-    return ModelError(f"{folder}: no parameters for {files.model.name}; looked for {beside}; {_listing(folder)}")
+    return ModelError(
+        f"{folder}: no parameters for {files.model.name}; looked for {beside}; {_listing(folder)}; "
+        "put the parameter file there, or name it with params_filename"
+    )
 
 
 def _listing(folder: Path) -> str:

@@ -104,6 +104,13 @@ class GraphBuilder:
         """The ONNX type of a value, with what is known of its shape."""
         return self._types.get(value, onnx.TypeProto())
 
+    def name_size(self, value: ir.Value, axis: int, symbol: str) -> None:
+        """Gives a size that ONNX's inference left open the name of what it is."""
+        proto = self.type_of(value)
+        if axis < len(proto.tensor_type.shape.dim):
+            proto.tensor_type.shape.dim[axis].dim_param = symbol
+            self._set_type(value, proto)
+
     def _unique(self, name: str) -> str:
         unique, count = name, 1
         while unique in self._named:

@@ -8,26 +8,30 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 
 from fullquant.errors import ModelError, UnsupportedOperatorError
 from fullquant.readers.graph_builder import IR_VERSION, OPSET
-from fullquant.readers.signature import check_signature, input_dims
+from fullquant.readers.refusals import CONTROL_FLOW, OTHER_DOMAIN, RECURRENT, Reason, Refused, reason_of, refusal
+from fullquant.readers.signature import check_inputs, check_precision, choose_output, element_types, input_dims
 
 _DOMAINS = ("", "ai.onnx")
 # Operators of later sets whose meaning, not only their list of types, differs from opset 20.
 _CHANGED_LATER = {"GroupNormalization": 21}
 
 
-def load_onnx(path: Path, input_shape: Mapping[str, Sequence[int]] | None = None) -> ir.Model:
+def load_onnx(
+    path: Path, input_shape: Mapping[str, Sequence[int]] | None = None, output_name: str | None = None
+) -> ir.Model:
     """Reads an `.onnx` file. External data must lie inside the model's folder.
 
-    Raises ModelError for a damaged file, more than one input or output, operators outside the ONNX standard, and
-    operator sets that cannot be converted.
+    output_name: the output that is meant, where there are several; what only the others need is left out.
+    Raises ModelError for a damaged file, more than one input, several outputs of which none is named, floats of 16
+    bits, operators outside the ONNX standard, and operator sets that cannot be converted.
     """
-    model = _standard(path, _load(path))
-    _check_operators(path, model)
+    loaded = _load(path)
+    _keep_output(path, loaded, output_name)
+    model = _standard(path, loaded)
     common.RemoveInitializersFromInputsPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _name_nodes(model)
@@ -42,10 +46,13 @@ def _load(path: Path) -> ir.Model:
     try:
         proto = onnx.load(path, load_external_data=False)
         opset = _opset(path, proto)
+        _check_names_are_text(proto.graph)
         model = ir.from_proto(proto)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
-    except (DecodeError, ValueError, TypeError, KeyError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # protobuf, onnx and onnx_ir each have types of their own for damaged messages
         raise ModelError(f"{path}: is not an ONNX model ({_reason(error)}); export it again") from None
     ir.external_data.set_base_dir(model.graph, path.parent)
     model.opset_imports[""] = opset
@@ -60,7 +67,7 @@ def _load(path: Path) -> ir.Model:
         except Exception as error:  # whatever a malformed tensor provokes in NumPy or mmap
             raise ModelError(
                 f"{path}: the data of {value.name!r} cannot be read ({_reason(error)}); "
-                "the file is damaged or its external data is missing"
+                "the file is damaged or its external data is missing, export it again"
             ) from None
     return model
 
@@ -72,6 +79,16 @@ def _opset(path: Path, proto: onnx.ModelProto) -> int:
     return int(versions[0])
 
 
+def _check_names_are_text(graph: onnx.GraphProto) -> None:
+    """protobuf gives bytes where a name is no UTF-8, which only a damaged file holds."""
+    texts = [item.name for items in (graph.initializer, graph.input, graph.output) for item in items]
+    for node in graph.node:
+        texts += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"the name {text!r} is no UTF-8 text")
+
+
 def _check_location(path: Path, tensor: ir.ExternalTensor) -> None:
     folder = path.parent.resolve()
     target = (folder / tensor.location).resolve()
@@ -81,7 +98,9 @@ def _check_location(path: Path, tensor: ir.ExternalTensor) -> None:
             "put it beside the model and save the model again"
         )
     if not target.is_file():
-        raise ModelError(f"{path}: the external data file {tensor.location!r} of {tensor.name!r} is missing")
+        raise ModelError(
+            f"{path}: the external data file {tensor.location!r} of {tensor.name!r} is missing; put it beside the model"
+        )
     end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
     if end > target.stat().st_size:
         raise ModelError(
@@ -94,6 +113,8 @@ def _standard(path: Path, model: ir.Model) -> ir.Model:
     """The model in opset 20 and without functions."""
     if model.functions:
         common.InlinePass()(model)
+    _check_operators(path, model)
+    _check_names(path, model)
     version = model.opset_imports[""]
     if version < OPSET:
         model = _upgrade(path, model, version)
@@ -101,6 +122,19 @@ def _standard(path: Path, model: ir.Model) -> ir.Model:
         _relabel(path, model, version)
     model.ir_version = IR_VERSION
     return model
+
+
+def _check_names(path: Path, model: ir.Model) -> None:
+    """Every variable that is read is an input, a constant, or written by an operator."""
+    written = {value.name for value in [*model.graph.inputs, *model.graph.initializers.values()]}
+    written |= {value.name for node in model.graph for value in node.outputs}
+    for node in model.graph:
+        for value in node.inputs:
+            if value is not None and value.name and value.name not in written:
+                raise ModelError(
+                    f"{path}: operator {node.op_type!r} (output {node.outputs[0].name!r}): variable {value.name!r} is "
+                    "written by no operator, and it is no constant; the file is damaged, export it again"
+                )
 
 
 def _upgrade(path: Path, model: ir.Model, version: int) -> ir.Model:
@@ -134,19 +168,52 @@ def _fits(node: ir.Node) -> bool:
     return len(node.inputs) <= schema.max_input and set(node.attributes) <= set(schema.attributes)
 
 
+def _keep_output(path: Path, model: ir.Model, wanted: str | None) -> None:
+    """Leaves one output; of several outputs or inputs, what it does not depend on goes too."""
+    graph = model.graph
+    outputs = {str(value.name): value for value in graph.outputs}
+    chosen = choose_output(path, {name: _sizes(value) for name, value in outputs.items()}, wanted)
+    images = [value for value in graph.inputs if value.name not in graph.initializers]
+    check_precision(path, element_types([*images, *graph.initializers.values()]), "tensor")
+    if len(outputs) == 1 and len(images) <= 1:
+        return
+    for value in [v for v in graph.outputs if v is not outputs[chosen]]:
+        graph.outputs.remove(value)
+    common.RemoveUnusedNodesPass()(model)
+    for value in images:
+        if not value.uses() and not value.is_graph_output():
+            graph.inputs.remove(value)
+
+
+def _sizes(value: ir.Value) -> list[int | str] | None:
+    if value.shape is None:
+        return None
+    return [size if isinstance(size, int) else str(size.value or "?") for size in value.shape]
+
+
 def _check_operators(path: Path, model: ir.Model) -> None:
-    for node in model.graph:
-        where = f"{path}: operator {node.op_type!r} (output {node.outputs[0].name if node.outputs else ''!r})"
-        if node.domain not in _DOMAINS:
-            raise UnsupportedOperatorError(
-                f"{where} belongs to {node.domain!r}, only operators of the ONNX standard are read; "
-                "export the model without runtime-specific optimizations"
-            )
-        if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
-            raise UnsupportedOperatorError(
-                f"{where} is control flow, which has no static graph; "
-                "export the model without data-dependent branches and loops"
-            )
+    refused = [
+        Refused(
+            node.op_type if node.domain in _DOMAINS else f"{node.domain}::{node.op_type}",
+            str(node.outputs[0].name) if node.outputs else "",
+            reason,
+        )
+        for node in model.graph
+        if (reason := _refusal_of(node)) is not None
+    ]
+    if refused:
+        raise refusal(path, refused)
+
+
+def _refusal_of(node: ir.Node) -> Reason | None:
+    """Why a node cannot be read; None for operators of the standard, whose rules the targets and the executor have."""
+    if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
+        return CONTROL_FLOW
+    if node.domain not in _DOMAINS:
+        return reason_of(node.op_type, OTHER_DOMAIN)
+    if not onnx.defs.has(node.op_type):
+        return OTHER_DOMAIN
+    return RECURRENT if node.op_type in ("LSTM", "GRU", "RNN") else None
 
 
 def _check_validity(path: Path, model: ir.Model) -> None:
@@ -176,7 +243,7 @@ def _name_nodes(model: ir.Model) -> None:
 def _set_input_shape(path: Path, model: ir.Model, input_shape: Mapping[str, Sequence[int]]) -> None:
     """Gives the input its shape, with "N" for an open batch, and forgets what the file says of other shapes."""
     inputs = {str(value.name): value for value in model.graph.inputs}
-    check_signature(path, list(inputs), [str(value.name) for value in model.graph.outputs])
+    check_inputs(path, list(inputs))
     ((name, value),) = inputs.items()
     if value.dtype != ir.DataType.FLOAT:
         raise ModelError(f"{path}: input {name!r} is {value.dtype}, a float32 image is needed; export a float32 model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -10,19 +11,43 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from fullquant.errors import ModelError
 from fullquant.readers.graph_builder import Array, GraphBuilder
-from fullquant.readers.paddle_ops import translate
-from fullquant.readers.program import Program, Variable
-from fullquant.readers.signature import check_signature, input_dims
+from fullquant.readers.paddle_ops import LEGACY, translate
+from fullquant.readers.program import AttrValue, PaddleOp, Program, VariableRef
+from fullquant.readers.refusals import CONTROL_FLOW, Refused, reason_of, refusal
+from fullquant.readers.signature import check_inputs, check_precision, choose_output, input_dims
+
+
+def classifier_of(program: Program, output_name: str | None = None) -> Program:
+    """The part of a program that one output depends on, checked: one float32 input, operators that have translations.
+
+    output_name: the output that is meant, where there are several. Raises ModelError, and UnsupportedOperatorError with
+    every operator that cannot be read; all of one line.
+    """
+    output = choose_output(program.path, _shapes(program), output_name)
+    if len(program.outputs) > 1 or len(program.inputs) > 1:
+        ops, needed = _needed(program.ops, output)
+        inputs = [variable for variable in program.inputs if variable.name in needed]
+        program = replace(program, ops=ops, inputs=inputs, outputs=[output])
+    refused = [
+        Refused(op.type, op.first_output(), CONTROL_FLOW if op.control_flow else reason_of(op.type))
+        for op in program.ops
+        if op.control_flow or op.type not in LEGACY
+    ]
+    if refused:
+        raise refusal(program.path, refused)
+    _check_types(program)
+    return program
 
 
 def program_to_onnx(
     program: Program, parameters: Mapping[str, Array], input_shape: Mapping[str, Sequence[int]] | None = None
 ) -> ir.Model:
-    """Translates a program. input_shape overrides the declared shape of inputs; -1 leaves a size open.
+    """Translates a program that `classifier_of` has checked. input_shape overrides the declared shape of the input;
+    -1 leaves a size open.
 
     Raises ModelError, with one line that names file, operator, variable and remedy.
     """
-    variable = _check(program)
+    variable = program.inputs[0]
     builder = GraphBuilder(program, parameters)
     dims = input_dims(program.path, variable.name, variable.dims or (), input_shape or {})
     builder.add_input(variable.name, np.dtype(np.float32), dims)
@@ -33,13 +58,41 @@ def program_to_onnx(
     return model
 
 
-def _check(program: Program) -> Variable:
-    """The one input, a float32 tensor."""
-    check_signature(program.path, [variable.name for variable in program.inputs], program.outputs)
+def _shapes(program: Program) -> dict[str, Sequence[int | str] | None]:
+    """{output: its declared shape}."""
+    declared = {name: program.variables.get(name) for name in program.outputs}
+    return {name: None if variable is None else variable.dims for name, variable in declared.items()}
+
+
+def _check_types(program: Program) -> None:
+    """One input, a float32 tensor, and no parameters of 16 bits."""
+    check_inputs(program.path, [variable.name for variable in program.inputs])
     variable = program.inputs[0]
     if variable.dtype != np.float32 or variable.dims is None:
         raise ModelError(
             f"{program.path}: input {variable.name!r} is {variable.dtype}, a float32 image is needed; "
             "export a float32 model"
         )
-    return variable
+    check_precision(program.path, ((p.name, str(p.dtype)) for p in program.parameters), "parameter")
+
+
+def _needed(ops: Sequence[PaddleOp], output: str) -> tuple[list[PaddleOp], set[str]]:
+    """The operators that a variable depends on, and all variables that they read.
+
+    A variable may be written twice; then all operators that write it are kept.
+    """
+    needed = {output}
+    kept: list[PaddleOp] = []
+    for op in reversed(ops):
+        if needed.isdisjoint(name for names in op.outputs.values() for name in names):
+            continue
+        kept.insert(0, op)
+        needed.update(name for names in op.inputs.values() for name in names)
+        for value in op.attrs.values():
+            needed.update(_referred(value))
+    return kept, needed
+
+
+def _referred(value: AttrValue) -> list[str]:
+    items = value if isinstance(value, list) else [value]
+    return [item.name for item in items if isinstance(item, VariableRef)]

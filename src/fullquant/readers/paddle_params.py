@@ -10,6 +10,7 @@ import numpy as np
 from fullquant.errors import ModelError
 from fullquant.formats.param_stream import Array, read_combined, read_separate
 from fullquant.readers.program import Variable
+from fullquant.readers.wrong_files import refuse_wrong_file
 
 
 def load_parameters(params: Path, parameters: Sequence[Variable]) -> dict[str, Array]:
@@ -27,6 +28,7 @@ def load_parameters(params: Path, parameters: Sequence[Variable]) -> dict[str, A
             )
         tensors = read_separate(params, names)
     else:
+        refuse_wrong_file(params, parameters=True)
         tensors = read_combined(params, names)
     for variable in parameters:
         _check(params, variable, tensors[variable.name])

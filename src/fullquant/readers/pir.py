@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fullquant.errors import ModelError, UnsupportedOperatorError
+from fullquant.errors import ModelError
 from fullquant.formats.pir_json import PARAMETER, Attribute, PirOp, PirProgram, PirType, load_pir
-from fullquant.readers.paddle_ops import OTHER_WAY, PIR, Number, Operator
+from fullquant.readers.paddle_ops import PIR, Number, Operator
 from fullquant.readers.program import AttrValue, PaddleOp, Program, Variable
 
 _INPUTS = ("pd_op.data", "pd_op.feed")
@@ -72,8 +72,8 @@ class _PirReader:
     def _operator(self, op: PirOp) -> None:
         row = PIR.get(op.name) or PIR.get(op.name.removesuffix("_"))  # a trailing "_" marks the in-place form
         if row is None or op.has_regions:
-            what = "is control flow, which has no static graph" if op.has_regions else "has no translation"
-            raise UnsupportedOperatorError(f"{self._where(op)} {what}; {OTHER_WAY}")
+            self._unknown(op)
+            return
         kind = row.types[0]
         base = f"{kind}_{self.count[kind]}"
         self.count[kind] += 1
@@ -85,6 +85,17 @@ class _PirReader:
         self.ops.append(PaddleOp(kind, inputs, outputs, attrs, namescope))
         if op.name in _CONSTANTS:
             self._note_constant(op)
+
+    def _unknown(self, op: PirOp) -> None:
+        """An operator that has no row, or runs blocks; who translates the program refuses all of them at once."""
+        names: tuple[str, ...] = ()
+        for result in op.results:
+            parts = result.type.elements
+            stems = (f"%{result.id}",) if parts is None else tuple(f"%{result.id}.{i}" for i in range(len(parts)))
+            self.names[result.id] = stems
+            names += stems
+        read = tuple(name for operand in op.operands for name in self.names.get(operand, ()))
+        self.ops.append(PaddleOp(op.name, {"X": read}, {"Out": names}, control_flow=op.has_regions))
 
     def _operands(self, op: PirOp, row: Operator, attrs: dict[str, AttrValue]) -> dict[str, tuple[str, ...]]:
         """The operands under their legacy names; constant ones that legacy programs hold as attributes join `attrs`."""
@@ -164,7 +175,7 @@ def _plain(value: Attribute) -> AttrValue:
 
 
 def load_pir_program(path: Path) -> Program:
-    """Reads a Paddle 3 `.json` program. Raises ModelError or UnsupportedOperatorError, naming file and operator."""
+    """Reads a Paddle 3 `.json` program. Raises ModelError, naming file and operator."""
     reader, program = _PirReader(path), load_pir(path)
     try:
         return reader.read(program)

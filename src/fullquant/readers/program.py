@@ -35,13 +35,17 @@ class Variable:
 
 @dataclass(frozen=True)
 class PaddleOp:
-    """One operator call. `type` is the legacy name; inputs and outputs map a parameter to its variables' names."""
+    """One operator call. `type` is the legacy name; inputs and outputs map a parameter to its variables' names.
+
+    control_flow: it runs a block of the program, which is not read.
+    """
 
     type: str
     inputs: Mapping[str, tuple[str, ...]]
     outputs: Mapping[str, tuple[str, ...]]
     attrs: Mapping[str, AttrValue] = field(default_factory=dict)
     namescope: str = ""
+    control_flow: bool = False
 
     def first_output(self) -> str:
         """Name of the first output variable; "" for an operator without any. For error messages."""

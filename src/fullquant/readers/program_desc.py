@@ -6,7 +6,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from fullquant.errors import ModelError, UnsupportedOperatorError
+from fullquant.errors import ModelError
 from fullquant.formats.framework_pb2 import AttrType, BlockDesc, OpDesc, ProgramDesc, Scalar, VarDesc, VarType
 from fullquant.formats.paddle_types import DTYPE_OF_NUMBER
 from fullquant.readers.program import AttrValue, PaddleOp, Program, Variable, VariableRef
@@ -43,7 +43,9 @@ def parse_program(path: Path) -> ProgramDesc:
     except DecodeError as error:
         raise ModelError(f"{path}: is not a Paddle program ({error}); the file is damaged, export it again") from None
     if not desc.blocks or not desc.blocks[0].ops:
-        raise ModelError(f"{path}: the program has no operators; the file is empty or not a Paddle program")
+        raise ModelError(
+            f"{path}: the program has no operators; the file is empty or not a Paddle program: export it again"
+        )
     return desc
 
 
@@ -63,7 +65,7 @@ def _program(path: Path, block: BlockDesc) -> Program:
     fetches: list[tuple[int, str]] = []
     ops: list[PaddleOp] = []
     for op_desc in block.ops:
-        op = _op(path, op_desc)
+        op = _op(op_desc)
         if op.type == "feed":
             feeds.append((_column(op), op.outputs["Out"][0]))
         elif op.type == "fetch":
@@ -82,12 +84,17 @@ def _program(path: Path, block: BlockDesc) -> Program:
 
 
 def _variable(var: VarDesc) -> Variable:
-    if not isinstance(var.name, str):  # protobuf hands out bytes where a string is not UTF-8
-        raise TypeError(f"the name {var.name!r} is not UTF-8")
+    _text(var.name)
     if not var.type.HasField("dense_tensor"):
         return Variable(var.name, None, None)
     tensor = var.type.dense_tensor.tensor
     return Variable(var.name, DTYPE_OF_NUMBER.get(int(tensor.data_type)), tuple(tensor.dims))
+
+
+def _text(name: object) -> str:
+    if not isinstance(name, str):  # protobuf hands out bytes where a string is not UTF-8
+        raise TypeError(f"the name {name!r} is not UTF-8")
+    return name
 
 
 def _known(path: Path, variables: dict[str, Variable], name: str) -> Variable:
@@ -101,24 +108,17 @@ def _column(op: PaddleOp) -> int:
     return column if isinstance(column, int) else 0
 
 
-def _op(path: Path, desc: OpDesc) -> PaddleOp:
-    outputs = {var.parameter: tuple(var.arguments) for var in desc.outputs}
-    attrs: dict[str, AttrValue] = {}
-    for attr in desc.attrs:
-        if attr.type in (AttrType.BLOCK, AttrType.BLOCKS):
-            first = next((name for names in outputs.values() for name in names), "")
-            raise UnsupportedOperatorError(
-                f"{path}: operator {desc.type!r} (output {first!r}) is control flow, "
-                "which has no static graph; export the model without data-dependent branches and loops"
-            )
-        attrs[attr.name] = _attr_value(attr)
+def _op(desc: OpDesc) -> PaddleOp:
+    blocks = (AttrType.BLOCK, AttrType.BLOCKS)
+    attrs = {_text(attr.name): _attr_value(attr) for attr in desc.attrs if attr.type not in blocks}
     namescope = attrs.get("op_namescope")
     return PaddleOp(
-        type=desc.type,
-        inputs={var.parameter: tuple(var.arguments) for var in desc.inputs if var.arguments},
-        outputs=outputs,
+        type=_text(desc.type),
+        inputs={_text(var.parameter): tuple(map(_text, var.arguments)) for var in desc.inputs if var.arguments},
+        outputs={_text(var.parameter): tuple(map(_text, var.arguments)) for var in desc.outputs},
         attrs=attrs,
         namescope=namescope if isinstance(namescope, str) else "",
+        control_flow=any(attr.type in blocks for attr in desc.attrs),
     )
 
 

@@ -95,6 +95,7 @@ class CurvePoint:
     learning_rate: float | None = None
     top1: float | None = None
     agreement: float | None = None
+    mean_kl: float | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from fullquant.placement.decision import Placement
 from fullquant.runtime.fake_quantize import FakeQuantize
 from fullquant.runtime.parameters import ParameterPlan
 from fullquant.runtime.steps import QUANTIZE, Step, fuse, plan_frees
-from fullquant.runtime.torch_ops import build_operation, clip_bounds
+from fullquant.runtime.torch_ops import build_operation, check_operations, clip_bounds
 
 Tensor = torch.Tensor
 Tap = Callable[[str, Tensor], Tensor | None]
@@ -35,7 +35,7 @@ _LEARNED: dict[str, tuple[int, ...]] = {
 # Operators that only move data: a quantized input gives an output that is on the grid already.
 MOVES = frozenset({
     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "MaxPool", "GlobalMaxPool", "Identity",
-    "Split", "Gather", "Expand", "Tile", "Concat", "ReduceMax", "DepthToSpace", "Relu",
+    "Split", "Gather", "Expand", "Tile", "Concat", "ReduceMax", "ReduceMin", "DepthToSpace", "Relu",
 })  # fmt: skip
 
 
@@ -46,6 +46,13 @@ def fused_activation(node: ir.Node) -> tuple[float, float] | None:
     if node.op_type == "Clip" and all(v is None or v.const_value is not None for v in node.inputs[1:]):
         return clip_bounds(node)
     return None
+
+
+def moves_constants(node: ir.Node) -> bool:
+    """Whether a constant other than 0 is among the values that a node moves: it has a grid of its own, or none."""
+    moved = node.inputs if node.op_type in ("Concat", "Pad") else node.inputs[:1]
+    constants = [v.const_value for v in moved if v is not None and v.const_value is not None]
+    return any(c.dtype == ir.DataType.FLOAT and bool(np.any(c.numpy())) for c in constants)
 
 
 class GraphModule(nn.Module):
@@ -76,6 +83,7 @@ class GraphModule(nn.Module):
         self._frozen: dict[int, Tensor] | None = None
         self._plan: ParameterPlan | None = None
         self._qparams = dict(qparams or {})
+        check_operations(model)
         self._compile(graph)
 
     # ---- compilation -------------------------------------------------------------------------------------------
@@ -181,6 +189,8 @@ class GraphModule(nn.Module):
     def _on_grid_already(self, node: ir.Node, tensor: str) -> bool:
         """True where rounding again would change nothing: data moved from tensors with the same scale."""
         if node.op_type not in MOVES or self.placement is None or self._restricted(tensor) is not None:
+            return False
+        if moves_constants(node):
             return False
         owner = self.placement.scale_owner(tensor)
         sources = [v.name for v in node.inputs if v is not None and v.name and v.const_value is None]
@@ -364,7 +374,8 @@ def _key(name: str) -> str:
 def _is_computed_with(node: ir.Node, value: ir.Value) -> bool:
     """Whether a constant takes part in the arithmetic, as opposed to a shape or a bound read at build time."""
     if node.op_type in ("Reshape", "Slice", "Pad", "Squeeze", "Unsqueeze", "Expand", "Tile", "Split", "Clip", "Resize",
-                        "ReduceMean", "ReduceSum", "ReduceMax"):  # fmt: skip
+                        "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "TopK", "CumSum",
+                        "Trilu"):  # fmt: skip
         return node.inputs[0] is value
     return True
 

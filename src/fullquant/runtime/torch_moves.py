@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from fullquant.errors import UnsupportedOperatorError
+from fullquant.runtime.torch_more import reversed_slice, sampled_resize
 from fullquant.runtime.torch_rules import Operation, Tensor, attribute, constant_input, ints_input, rule
 
 
@@ -72,7 +73,7 @@ def _slice(node: ir.Node) -> Operation:
     axes = ints_input(node, 3) or list(range(len(starts)))
     steps = ints_input(node, 4) or [1] * len(starts)
     if any(step < 1 for step in steps):
-        raise UnsupportedOperatorError(f"Slice (node {node.name!r}) has a negative step {steps}")
+        return reversed_slice(node)
 
     def cut(x: Tensor, *_: Tensor) -> Tensor:
         index: list[slice] = [slice(None)] * x.ndim
@@ -89,7 +90,7 @@ def _pad(node: ir.Node) -> Operation:
     pads, axes = ints_input(node, 1) or [], ints_input(node, 3)
     value = constant_input(node, 2)
     fill = 0.0 if value is None else float(value)
-    names = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}
+    names = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
     if mode not in names:
         raise UnsupportedOperatorError(f"Pad (node {node.name!r}) has mode {mode!r}")
 
@@ -103,7 +104,9 @@ def _pad(node: ir.Node) -> Operation:
             flat += [b, e]
         while len(flat) > 2 and flat[-2:] == [0, 0]:
             flat = flat[:-2]
-        return F.pad(x, flat, names[mode], fill) if mode == "constant" else F.pad(x, flat, names[mode])
+        if mode == "constant":
+            return F.pad(x, flat, names[mode], fill)
+        return F.pad(x, flat + [0] * (2 * (x.ndim - 2) - len(flat)), names[mode])
 
     return pad
 
@@ -120,12 +123,21 @@ def _split(node: ir.Node) -> Operation:
 
 @rule("Expand")
 def _expand(node: ir.Node) -> Operation:
-    target = ints_input(node, 1) or []
+    # Only the batch may be computed: see passes.batch_expand.
+    shape = node.inputs[1]
+    target = None if shape is not None and shape.const_value is None else ints_input(node, 1) or []
 
-    def expand(x: Tensor, *_: Tensor) -> Tensor:
-        return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(target)))
+    def expand(x: Tensor, *computed: Tensor) -> Tensor:
+        sizes = computed[0].tolist() if target is None else target
+        return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(sizes)))
 
     return expand
+
+
+@rule("Shape")
+def _shape(node: ir.Node) -> Operation:
+    start, end = int(attribute(node, "start", 0)), attribute(node, "end")
+    return lambda x: torch.tensor(x.shape[start:end], dtype=torch.int64)
 
 
 @rule("Tile")
@@ -159,7 +171,8 @@ def _arg_max(node: ir.Node) -> Operation:
 
 @rule("Cast")
 def _cast(node: ir.Node) -> Operation:
-    kinds = {ir.DataType.FLOAT: torch.float32, ir.DataType.INT64: torch.int64, ir.DataType.INT32: torch.int32}
+    kinds = {ir.DataType.FLOAT: torch.float32, ir.DataType.INT64: torch.int64, ir.DataType.INT32: torch.int32,
+             ir.DataType.BOOL: torch.bool, ir.DataType.DOUBLE: torch.float64}  # fmt: skip
     kind = ir.DataType(int(attribute(node, "to")))
     if kind not in kinds:
         raise UnsupportedOperatorError(f"Cast (node {node.name!r}) to {kind.name}")
@@ -169,9 +182,15 @@ def _cast(node: ir.Node) -> Operation:
 @rule("DepthToSpace")
 def _depth_to_space(node: ir.Node) -> Operation:
     block = int(attribute(node, "blocksize"))
-    if attribute(node, "mode", "DCR") != "CRD":
-        raise UnsupportedOperatorError(f"DepthToSpace (node {node.name!r}): only mode CRD (pixel shuffle) is supported")
-    return lambda x: F.pixel_shuffle(x, block)
+    if attribute(node, "mode", "DCR") == "CRD":
+        return lambda x: F.pixel_shuffle(x, block)
+
+    def depth_first(x: Tensor) -> Tensor:
+        n, channels, height, width = x.shape
+        split = x.reshape(n, block, block, channels // block**2, height, width).permute(0, 3, 4, 1, 5, 2)
+        return split.reshape(n, channels // block**2, height * block, width * block)
+
+    return depth_first
 
 
 @rule("Resize")
@@ -182,14 +201,18 @@ def _resize(node: ir.Node) -> Operation:
     nearest = mode == "nearest" and transform == "asymmetric" and attribute(node, "nearest_mode", "") == "floor"
     linear = mode == "linear" and transform in ("half_pixel", "pytorch_half_pixel", "align_corners")
     if not (nearest or linear):
-        raise UnsupportedOperatorError(f"Resize (node {node.name!r}) with mode {mode}, {transform}")
+        return sampled_resize(node)
     align = None if nearest else transform == "align_corners"
+    sampled = sampled_resize(node)
 
     def resize(x: Tensor, *_: Any) -> Tensor:
         if sizes is not None and sizes.size:
-            size = tuple(int(s) for s in sizes[2:])
+            size = tuple(int(s) for s in sizes[-2:])
         else:
-            size = tuple(math.floor(n * float(s)) for n, s in zip(x.shape[2:], scales[2:], strict=True))  # type: ignore[index]
+            exact = [n * float(s) for n, s in zip(x.shape[2:], scales[2:], strict=True)]  # type: ignore[index]
+            if any(n != math.floor(n) for n in exact):  # torch would take the quotient of the sizes for the factor
+                return sampled(x)  # type: ignore[no-any-return]
+            size = tuple(int(n) for n in exact)
         return F.interpolate(x, size, mode="nearest" if nearest else "bilinear", align_corners=align)
 
     return resize

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -16,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from fullquant.errors import UnsupportedOperatorError
-from fullquant.runtime import torch_moves
+from fullquant.readers.refusals import Reason, Refused, refusal
+from fullquant.runtime import torch_more, torch_moves
 from fullquant.runtime.convolution import Convolution, explicit_pads, split_pads
 from fullquant.runtime.torch_rules import (
     BUILDERS,
@@ -29,8 +31,26 @@ from fullquant.runtime.torch_rules import (
     rule,
 )
 
-# The import registers the rules of that module.
-__all__ = ["BUILDERS", "build_operation", "clip_bounds", "torch_moves"]
+# The imports register the rules of those modules.
+__all__ = ["BUILDERS", "build_operation", "check_operations", "clip_bounds", "torch_more", "torch_moves"]
+
+
+_NO_RULE = Reason(
+    "has no rule in PyTorch, so the model can be neither calibrated nor trained",
+    "",
+    "replace the layer in the model and export it again",
+)
+
+
+def check_operations(model: ir.Model) -> None:
+    """UnsupportedOperatorError with all operators of a graph that have no rule here."""
+    missing = [
+        Refused(node.op_type, str(node.outputs[0].name), _NO_RULE)
+        for node in model.graph
+        if node.domain not in ("", "ai.onnx") or node.op_type not in BUILDERS
+    ]
+    if missing:
+        raise refusal(Path(model.metadata_props.get("fullquant.model_file", "the model")), missing)
 
 
 def build_operation(node: ir.Node) -> Operation:

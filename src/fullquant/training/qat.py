@@ -36,16 +36,23 @@ class Score:
     """One validation. metric: the headline number, top-1 or the user's; what target_metric is compared with.
 
     rank: what decides which state is better, larger first, compared from the left; the metric alone by default.
-    agreement: share of images with the float model's class, where it was measured.
+    agreement, mean_kl: share of images with the float model's class, divergence from its outputs; where measured.
     """
 
     metric: float
     rank: tuple[float, ...] = ()
     agreement: float | None = None
+    mean_kl: float | None = None
 
     def __post_init__(self) -> None:
         if not self.rank:
             object.__setattr__(self, "rank", (self.metric,))
+
+    def numbers(self, metric: str) -> str:
+        """The numbers in words, for logs; metric: what the headline number is called."""
+        agreement = "" if self.agreement is None else f", agreement {self.agreement:.4f}"
+        divergence = "" if self.mean_kl is None else f", KL {self.mean_kl:.5f}"
+        return f"{metric} {self.metric:.4f}{agreement}{divergence}"
 
 
 _LARGEST_SCALE_RATE, _SCALES_PER_WEIGHT_RATE = 1e-2, 100.0
@@ -311,7 +318,9 @@ class QatTrainer:
             "student": self.student.state_dict(), "best": self._best,
             "optimizer": self.optimizer.state_dict(),
             "scale_optimizer": None if self.scale_optimizer is None else self.scale_optimizer.state_dict(),
-            "scores": [[s, score.metric, list(score.rank), score.agreement] for s, score in self.result.scores],
+            "scores": [
+                [step, s.metric, list(s.rank), s.agreement, s.mean_kl] for step, s in self.result.scores
+            ],
             "losses": [list(pair) for pair in self.result.losses],
             "best_step": self.result.best_step,
         }  # fmt: skip
@@ -326,7 +335,7 @@ class QatTrainer:
         if self.scale_optimizer is not None:
             self.scale_optimizer.load_state_dict(state["scale_optimizer"])
         self._best = state["best"]
-        self.result.scores = [(int(s), Score(metric, tuple(rank), share)) for s, metric, rank, share in state["scores"]]
+        self.result.scores = [(int(s), Score(metric, tuple(rank), *rest)) for s, metric, rank, *rest in state["scores"]]
         self.result.losses = [(int(s), float(v)) for s, v in state["losses"]]
         self.result.best_step = int(state["best_step"])
         self.result.best_score = dict(self.result.scores)[self.result.best_step]

@@ -39,7 +39,7 @@ _MAX_BYTES = 2**31 - 1
 LAYOUTS: Mapping[Runtime, Layout] = {
     "onnxruntime": Layout(integer_clamp=True, int32_bias=True, zero_point_free=False, storage="uint8"),
     # OpenVINO fuses float clamps into the layer, and a clamp of integers only now and then; zero points cost it time
-    # (docs/performance.md).
+    # (decision 0018).
     "openvino": Layout(integer_clamp=False, int32_bias=True, zero_point_free=False, storage=None),
     # TensorRT allows Q and DQ in pairs only, with zero points 0, and no integer constants but int8.
     "tensorrt": Layout(integer_clamp=False, int32_bias=False, zero_point_free=True, storage="int8"),

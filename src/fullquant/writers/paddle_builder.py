@@ -127,7 +127,7 @@ class ProgramBuilder:
 
 
 def _add_attribute(op: OpDesc, name: str, value: Attribute) -> None:
-    """Stores a value with the type that Paddle expects for it. An empty list is a list of integers."""
+    """Stores a value with the type that Paddle expects for it. An empty list holds integers, save for `scale`."""
     if isinstance(value, bool):  # before int: a bool is one
         op.attrs.add(name=name, type=Kind.BOOLEAN, b=value)
     elif isinstance(value, int):
@@ -136,7 +136,7 @@ def _add_attribute(op: OpDesc, name: str, value: Attribute) -> None:
         op.attrs.add(name=name, type=Kind.FLOAT, f=value)
     elif isinstance(value, str):
         op.attrs.add(name=name, type=Kind.STRING, s=value)
-    elif any(isinstance(item, float) for item in value):
+    elif any(isinstance(item, float) for item in value) or name == "scale":
         op.attrs.add(name=name, type=Kind.FLOATS, floats=value)
     else:
         op.attrs.add(name=name, type=Kind.INTS, ints=[int(item) for item in value])

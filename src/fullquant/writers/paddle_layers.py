@@ -50,11 +50,11 @@ def convolution(emit: Emitter) -> None:
         data_format="NCHW",
     )
     if bias is not None:
-        _add_bias(emit, target, str(emit.required(2).name), bias)
+        add_bias(emit, target, str(emit.required(2).name), bias)
 
 
-def _add_bias(emit: Emitter, source: str, name: str, bias: np.ndarray) -> None:
-    """elementwise_add along axis 1 of a 1-D parameter, as Paddle's exporters write it."""
+def add_bias(emit: Emitter, source: str, name: str, bias: np.ndarray) -> None:
+    """Adds elementwise_add along axis 1 of a 1-D parameter, as Paddle's exporters write it."""
     parameter = emit.parameter(name, bias)
     emit.op("elementwise_add", {"X": [source], "Y": [parameter]}, {"Out": [emit.output()]}, axis=1)
 
@@ -74,7 +74,7 @@ def linear(emit: Emitter) -> None:
     target = emit.output() if bias is None else emit.temporary("without_bias")
     _matmul(emit, target, transposed)
     if bias is not None:
-        _add_bias(emit, target, str(emit.required(2).name), bias)
+        add_bias(emit, target, str(emit.required(2).name), bias)
 
 
 def matrix_product(emit: Emitter) -> None:
@@ -99,21 +99,31 @@ def pool(kind: str) -> Callable[[Emitter], None]:
             "storage_order", 0
         ):
             raise emit.refuse("pool2d knows no dilations and no storage_order", "export without them")
-        if ceil and include_pad and kind == "avg":
-            raise emit.refuse(
-                "ceil_mode with count_include_pad divides differently in Paddle", "set one of the two to 0"
-            )
         _pool2d(
             emit,
             kind,
             ksize=kernel,
             strides=emit.ints_attribute("strides", [1, 1]),
             paddings=paddle_paddings(emit),
-            ceil_mode=ceil,
+            ceil_mode=ceil and _rounds_up(emit, kernel),
             exclusive=not include_pad,
         )
 
     return rule
+
+
+def _rounds_up(emit: Emitter, kernel: list[int]) -> bool:
+    """Whether pool2d needs ceil_mode for ONNX's output: Paddle keeps a last window of no pixels, ONNX does not."""
+    sizes, strides = dims_of(emit.required(0))[2:], emit.ints_attribute("strides", [1, 1])
+    pads = emit.ints_attribute("pads", [0, 0, 0, 0])
+    needs = set()
+    for axis, size in enumerate(sizes):
+        spare = size + pads[axis] + pads[axis + 2] - kernel[axis]
+        if size > 0 and spare % strides[axis]:
+            needs.add((spare // strides[axis] + 1) * strides[axis] < size + pads[axis])
+    if len(needs) > 1:
+        raise emit.refuse("ceil_mode adds a window along one axis and none along the other", "export without ceil_mode")
+    return needs != {False}
 
 
 def global_pool(kind: str) -> Callable[[Emitter], None]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from fullquant.writers import paddle_layers as layers
+from fullquant.writers import paddle_more as more
 from fullquant.writers import paddle_shapes as shapes
 from fullquant.writers.paddle_builder import Attribute
 from fullquant.writers.paddle_emitter import Emitter
@@ -76,11 +77,14 @@ def reduce(kind: str) -> Rule:
         if not axes and emit.int_attribute("noop_with_empty_axes", 0):
             emit.op("assign", {"X": [emit.read(0)]}, {"Out": [emit.output()]})
             return
+        rank = emit.rank(0)
+        if not axes and rank is None:
+            raise emit.refuse("no axes and an input of unknown rank", "run shape inference")
         emit.op(
             kind,
             {"X": [emit.read(0)]},
             {"Out": [emit.output()]},
-            dim=axes or [0],
+            dim=axes or list(range(rank or 0)),
             keep_dim=bool(emit.int_attribute("keepdims", 1)),
             reduce_all=not axes,
         )
@@ -97,9 +101,11 @@ def gelu(emit: Emitter) -> None:
 RULES: Mapping[str, Rule] = {
     # layers with weights, normalization, pooling
     "Conv": layers.convolution,
+    "ConvTranspose": more.transposed_convolution,
     "Gemm": layers.linear,
     "MatMul": layers.matrix_product,
     "BatchNormalization": layers.batch_normalization,
+    "InstanceNormalization": more.instance_normalization,
     "LayerNormalization": layers.layer_normalization,
     "AveragePool": layers.pool("avg"),
     "MaxPool": layers.pool("max"),
@@ -113,6 +119,18 @@ RULES: Mapping[str, Rule] = {
     "Sub": elementwise("elementwise_sub"),
     "Div": elementwise("elementwise_div"),
     "Pow": elementwise("elementwise_pow"),
+    "Mod": more.remainder,
+    # comparison and logic
+    "Equal": elementwise("equal"),
+    "Less": elementwise("less_than"),
+    "LessOrEqual": elementwise("less_equal"),
+    "Greater": elementwise("greater_than"),
+    "GreaterOrEqual": elementwise("greater_equal"),
+    "And": more.logical("logical_and"),
+    "Or": more.logical("logical_or"),
+    "Xor": more.logical("logical_xor"),
+    "Not": more.logical("logical_not"),
+    "Where": more.where,
     # activations
     "Relu": unary("relu"),
     "Clip": clip,
@@ -127,9 +145,13 @@ RULES: Mapping[str, Rule] = {
     "Gelu": gelu,
     "Softmax": softmax("softmax"),
     "LogSoftmax": softmax("log_softmax"),
+    "Softplus": unary("softplus", beta=1.0, threshold=20.0),
+    "Softsign": unary("softsign"),
     # one operand
     "Abs": unary("abs"),
     "Ceil": unary("ceil"),
+    "Cos": unary("cos"),
+    "CumSum": more.cumulative_sum,
     "Erf": unary("erf"),
     "Exp": unary("exp"),
     "Floor": unary("floor"),
@@ -137,23 +159,37 @@ RULES: Mapping[str, Rule] = {
     "Log": unary("log"),
     "Neg": unary("scale", scale=-1.0, bias=0.0, bias_after_scale=True),
     "Reciprocal": unary("reciprocal"),
+    "Round": unary("round", decimals=0),
+    "Sign": unary("sign"),
+    "Sin": unary("sin"),
     "Sqrt": unary("sqrt"),
+    "Trilu": more.triangle,
     # reductions
     "ReduceMax": reduce("reduce_max"),
     "ReduceMean": reduce("reduce_mean"),
     "ReduceMin": reduce("reduce_min"),
+    "ReduceProd": reduce("reduce_prod"),
     "ReduceSum": reduce("reduce_sum"),
+    # search
+    "ArgMax": more.extreme_index("arg_max"),
+    "ArgMin": more.extreme_index("arg_min"),
+    "GatherElements": more.gather_elements,
+    "TopK": more.top_k,
     # data movement
     "Cast": shapes.cast,
     "Concat": shapes.concat,
+    "DepthToSpace": more.depth_to_space,
     "Expand": shapes.expand,
     "Flatten": shapes.flatten,
     "Gather": shapes.gather,
     "Pad": shapes.pad,
     "Reshape": shapes.reshape,
+    "Resize": more.resize,
+    "Shape": shapes.shape,
     "Slice": shapes.slice_,
     "Split": shapes.split,
     "Squeeze": shapes.squeeze,
+    "Tile": more.tile,
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.unsqueeze,
 }

@@ -6,6 +6,7 @@ import numpy as np
 
 from fullquant.formats.paddle_types import NUMBER_OF_DTYPE
 from fullquant.writers.paddle_emitter import Emitter, dims_of, dtype_of
+from fullquant.writers.paddle_more import pad_by_content
 
 _INT32 = np.iinfo(np.int32)
 
@@ -93,8 +94,8 @@ def slice_(emit: Emitter) -> None:
     rank = emit.rank(0)
     if rank is not None:
         axes = [axis % rank for axis in axes]
-    if any(axis < 0 for axis in axes) or any(step < 1 for step in steps or []):
-        raise emit.refuse("negative axes or steps", "run shape inference; reverse with Gather")
+    if any(axis < 0 for axis in axes):
+        raise emit.refuse("negative axes", "run shape inference")
     attributes: dict[str, list[int]] = {
         "axes": axes,
         "starts": [max(_INT32.min, min(_INT32.max, bound)) for bound in starts],
@@ -133,19 +134,20 @@ def gather(emit: Emitter) -> None:
 
 
 def pad(emit: Emitter) -> None:
-    """Pad with a constant -> pad, whose list pairs both sides of each axis."""
+    """Pad with a constant -> pad, whose list pairs both sides of each axis; with the map's own pixels -> pad3d."""
     mode = emit.string_attribute("mode", "constant")
     pads, rank = emit.constant_ints(1), emit.rank(0)
-    if mode != "constant" or pads is None or rank is None or any(side < 0 for side in pads):
-        raise emit.refuse(
-            f"mode {mode}, pads {pads}: only constant padding by known sizes can be written", "rewrite it"
-        )
+    if pads is None or rank is None or any(side < 0 for side in pads):
+        raise emit.refuse(f"mode {mode}, pads {pads}: only padding by known sizes can be written", "rewrite it")
     axes = emit.constant_ints(3)
     axes = list(range(rank)) if axes is None else [axis % rank for axis in axes]
     paddings = [0] * 2 * rank
     for position, axis in enumerate(axes):
         paddings[2 * axis] = pads[position]
         paddings[2 * axis + 1] = pads[position + len(axes)]
+    if mode != "constant":
+        pad_by_content(emit, mode, paddings)
+        return
     fill = emit.constant(2)
     value = 0.0 if fill is None or fill.size == 0 else float(fill.reshape(-1)[0])
     emit.op("pad", {"X": [emit.read(0)]}, {"Out": [emit.output()]}, paddings=paddings, pad_value=value)
@@ -172,8 +174,36 @@ def concat(emit: Emitter) -> None:
     emit.op("concat", {"X": variables}, {"Out": [emit.output()]}, axis=emit.int_attribute("axis", 0))
 
 
+def shape(emit: Emitter) -> None:
+    """Shape -> shape (int32, of all axes), slice, cast to int64. Shape64 is unknown to Paddle 2."""
+    rank = len(dims_of(emit.required(0)))
+    start, end = emit.int_attribute("start", 0), emit.int_attribute("end", rank)
+    whole, part = emit.temporary("shape", [rank], np.int32), emit.temporary("part", [end - start], np.int32)
+    emit.builder.add_operator("shape", {"Input": [emit.read(0)]}, {"Out": [whole]}, {})
+    bounds = {"axes": [0], "starts": [start], "ends": [end], "infer_flags": [1], "decrease_axis": list[int]()}
+    emit.builder.add_operator("slice", {"Input": [whole]}, {"Out": [part]}, bounds)
+    _cast(emit, part, emit.output(), np.int32, np.int64)
+
+
+def _cast(emit: Emitter, source: str, target: str, before: type, after: type) -> None:
+    numbers = {"in_dtype": int(NUMBER_OF_DTYPE[np.dtype(before)]), "out_dtype": int(NUMBER_OF_DTYPE[np.dtype(after)])}
+    # Integers have no scale, so no threshold.
+    emit.builder.add_operator("cast", {"X": [source]}, {"Out": [target]}, numbers)
+
+
+def _expand_to_computed(emit: Emitter) -> None:
+    """The target as one int32 tensor, which is what Paddle Lite reads."""
+    target = emit.temporary("target", dims_of(emit.required(1)), np.int32)
+    _cast(emit, emit.read(1), target, np.int64, np.int32)
+    sizes = dims_of(emit.node.outputs[0])
+    emit.op("expand_v2", {"X": [emit.read(0)], "Shape": [target]}, {"Out": [emit.output()]}, shape=sizes)
+
+
 def expand(emit: Emitter) -> None:
     """Expand -> expand_v2, where -1 keeps a size; ONNX keeps it where the target is 1."""
+    if emit.required(1).const_value is None:
+        _expand_to_computed(emit)
+        return
     shape, rank = _target_shape(emit), emit.rank(0)
     if rank is None:
         raise emit.refuse("the input's rank is unknown", "run shape inference")

@@ -23,7 +23,7 @@ from fullquant.errors import ExportError
 from fullquant.formats.framework_pb2 import OpDesc
 from fullquant.formats.paddle_types import DTYPE_OF_NUMBER, PIR_NAMES_OF_DTYPE
 from fullquant.writers.paddle_builder import PaddleProgram
-from fullquant.writers.pir_rows import ROWS, Combined, Ints, Json, Operand, Row, Scalar
+from fullquant.writers.pir_rows import ROWS, Combined, Ints, IntsOrTensor, Json, Operand, Row, Scalar
 
 _CPU = {"#": "1.a_place", "D": [1, 0, ""]}
 _UNDEFINED_PLACE = {"#": "1.a_place", "D": [0, 0, ""]}
@@ -95,7 +95,8 @@ class _Translation:
             self._absent() if name is None or name not in outputs else self._variable(outputs[name][0])
             for name in row.outputs
         ]
-        self._add(f"1.{row.name}", operands, results, written)
+        name = "triu" if op.type == "tril_triu" and not attributes["lower"].b else row.name
+        self._add(f"1.{name}", operands, results, written)
 
     # --- operands ------------------------------------------------------------------------------------------------
 
@@ -105,7 +106,9 @@ class _Translation:
         """The number of an operand's value, 0 for none."""
         if isinstance(operand, str):
             return self._values[inputs[operand][0]] if inputs.get(operand) else 0
-        if isinstance(operand, Ints):
+        if isinstance(operand, IntsOrTensor) and inputs.get(operand.parameter):
+            return self._values[inputs[operand.parameter][0]]
+        if isinstance(operand, Ints | IntsOrTensor):
             return self._ints(attributes[operand.attribute].ints)
         if isinstance(operand, Scalar):
             attribute = attributes[operand.attribute]
@@ -268,6 +271,8 @@ _KINDS: Mapping[str, Callable[[OpDesc.Attr], Json]] = {
     "bool": lambda a: _of("0.a_bool", a.b),
     "str": lambda a: _of("0.a_str", a.s),
     "dtype": lambda a: _of("1.a_dtype", PIR_NAMES_OF_DTYPE[DTYPE_OF_NUMBER[a.i]][1]),
+    "place": lambda a: _UNDEFINED_PLACE,
+    "f64s": lambda a: _array("f64", a.floats),
     "i32s": lambda a: _array("i32", a.ints),
     "i64s": lambda a: _array("i64", a.ints),
 }

@@ -20,6 +20,14 @@ class Ints:
 
 
 @dataclass(frozen=True)
+class IntsOrTensor:
+    """An operand that is an integer vector: the legacy input where it is bound, else the legacy attribute."""
+
+    parameter: str
+    attribute: str
+
+
+@dataclass(frozen=True)
 class Scalar:
     """An operand that is one number, from a legacy attribute. dtype: PIR's name of its element type."""
 
@@ -39,7 +47,7 @@ class Absent:
     """An operand that training reads."""
 
 
-Operand: TypeAlias = "str | Ints | Scalar | Combined | Absent"
+Operand: TypeAlias = "str | Ints | IntsOrTensor | Scalar | Combined | Absent"
 
 
 @dataclass(frozen=True)
@@ -47,9 +55,9 @@ class Row:
     """How a legacy operator is written.
 
     name: the PIR operator. operands: legacy inputs and what takes the place of attributes, in PIR's order.
-    attributes: (PIR name, kind, legacy name), in PIR's order; kinds: i32, f32, f64, bool, str, dtype, and lists "i32s"
-    and "i64s". fixed: attributes that never differ. outputs: legacy outputs in PIR's order, None for one that training
-    reads. A row with `several` has one output that is a list of tensors.
+    attributes: (PIR name, kind, legacy name), in PIR's order; kinds: i32, f32, f64, bool, str, dtype, place, lists
+    i32s, i64s, f64s. fixed: attributes that never differ. outputs: legacy outputs in PIR's order, None for one that
+    training reads. A row with `several` has one output that is a list of tensors.
     """
 
     name: str
@@ -85,6 +93,59 @@ def _reduction(name: str, **fixed: Json) -> Row:
     return Row(name, ("X", Ints("dim")), (("keepdim", "bool", "keep_dim"),), fixed=fixed)
 
 
+_INTERPOLATION = _same(
+    ("data_format", "str"), ("out_d", "i32"), ("out_h", "i32"), ("out_w", "i32"), ("scale", "f64s"),
+    ("interp_method", "str"), ("align_corners", "bool"), ("align_mode", "i32"),
+)  # fmt: skip
+_INTERPOLATION = tuple((name, kind, "data_layout" if name == "data_format" else legacy)
+                       for name, kind, legacy in _INTERPOLATION)  # fmt: skip
+_COMPARED = (
+    "equal",
+    "less_than",
+    "less_equal",
+    "greater_than",
+    "greater_equal",
+    "logical_and",
+    "logical_or",
+    "logical_xor",
+)
+MORE: Mapping[str, Row] = {
+    **{name: Row(name) for name in ("cos", "sin", "sign", "softsign", "logical_not")},
+    **{name: Row(name, _BINARY) for name in _COMPARED},
+    **{
+        f"{mode}_interp_v2": Row(f"{mode}_interp", ("X", Absent(), Absent(), Absent()), _INTERPOLATION)
+        for mode in ("nearest", "bilinear", "bicubic")
+    },
+    "conv2d_transpose": Row(
+        "conv2d_transpose", ("Input", "Filter", Ints("output_size")),
+        _same(("strides", "i32s"), ("paddings", "i32s"), ("output_padding", "i32s"), ("padding_algorithm", "str"),
+              ("groups", "i32"), ("dilations", "i32s"), ("data_format", "str")), ("Output",),
+    ),
+    "instance_norm": Row("instance_norm", ("X", "Scale", "Bias"), _same(("epsilon", "f32")),
+                         ("Y", "SavedMean", "SavedVariance")),
+    "arg_max": Row("argmax", ("X", Scalar("axis", "int32")),
+                   _same(("keepdims", "bool"), ("flatten", "bool"), ("dtype", "dtype"))),
+    "arg_min": Row("argmin", ("X", Scalar("axis", "int32")),
+                   _same(("keepdims", "bool"), ("flatten", "bool"), ("dtype", "dtype"))),
+    "top_k_v2": Row("topk", ("X", Scalar("k", "int32")),
+                    _same(("axis", "i32"), ("largest", "bool"), ("sorted", "bool")), ("Out", "Indices")),
+    "elementwise_mod": Row("remainder", _BINARY),
+    "where": Row("where", ("Condition", "X", "Y")),
+    "take_along_axis": Row("take_along_axis", ("Input", "Index"), (("axis", "i32", "Axis"),), ("Result",)),
+    "cumsum": Row("cumsum", ("X", Scalar("axis", "int32")),
+                  _same(("flatten", "bool"), ("exclusive", "bool"), ("reverse", "bool"))),
+    "tril_triu": Row("tril", ("X",), _same(("diagonal", "i32"))),
+    "tile": Row("tile", ("X", Ints("repeat_times"))),
+    "pixel_shuffle": Row("pixel_shuffle", ("X",), _same(("upscale_factor", "i32"), ("data_format", "str"))),
+    "pad3d": Row("pad3d", ("X", Ints("paddings")),
+                 (("mode", "str", "mode"), ("pad_value", "f64", "value"), ("data_format", "str", "data_format"))),
+    "fill_any_like": Row("full_like", ("X", Scalar("value")),
+                         (("dtype", "dtype", "dtype"), ("place", "place", "dtype"))),
+    "softplus": Row("softplus", ("X",), _same(("beta", "f64"), ("threshold", "f64"))),
+    "round": Row("round", ("X",), _same(("decimals", "i32"))),
+    "reduce_prod": Row("prod", ("X", Ints("dim")),
+                       (("keepdim", "bool", "keep_dim"), ("reduce_all", "bool", "reduce_all"))),
+}  # fmt: skip
 _UNARY = (
     "abs", "ceil", "erf", "exp", "floor", "log", "reciprocal", "sqrt", "relu", "relu6", "sigmoid", "tanh", "assign",
 )  # fmt: skip
@@ -146,8 +207,10 @@ ROWS: Mapping[str, Row] = {
     "pad": Row("pad", ("X", Scalar("pad_value")), _same(("paddings", "i32s"))),
     "split": Row("split", ("X", Ints("sections"), Scalar("axis", "int32")), several=True),
     "concat": Row("concat", (Combined("X"), Scalar("axis", "int32"))),
-    "expand_v2": Row("expand", ("X", Ints("shape"))),
+    "expand_v2": Row("expand", ("X", IntsOrTensor("Shape", "shape"))),
+    "shape": Row("shape", ("Input",)),
     "cast": Row("cast", ("X",), (("dtype", "dtype", "out_dtype"),)),
+    **MORE,
     "quantize_linear": Row("quantize_linear", _LINEAR, _QUANTIZER, ("Y", None, None, None)),
     "dequantize_linear": Row("dequantize_linear", _LINEAR, _QUANTIZER, ("Y", None, None, None)),
 }  # fmt: skip

@@ -72,6 +72,14 @@ OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "layer norm": (
         "g (float[N,5,32] x, float[32] w, float[32] b) => (float[N,5,32] y)"
         " { y = LayerNormalization <axis = -1> (x, w, b) }", {}),
+    "abs": (_one("y = Abs(x)"), {}),
+    "sin": (_one("y = Sin(x)"), {}),
+    "sign": (_one("y = Sign(x)"), {}),
+    "softplus": (_one("y = Softplus(x)"), {}),
+    "smallest": (_one("y = ReduceMin <keepdims = 1> (x, axes)"), {"axes": np.asarray([2, 3])}),
+    "slice backwards": (
+        _one("y = Slice(x, starts, ends, axes, steps)"),
+        {"starts": np.asarray([-1]), "ends": np.asarray([-99]), "axes": np.asarray([3]), "steps": np.asarray([-1])}),
     "reshape": (_one("y = Reshape(x, shape)"), {"shape": np.asarray([0, 3, 2, 81])}),
     "transpose": (_one("y = Transpose <perm = [0,2,3,1]> (x)"), {}),
     "flatten": ("g (float[N,6,3] x) => (float[N,18] y) { y = Flatten <axis = 1> (x) }", {}),

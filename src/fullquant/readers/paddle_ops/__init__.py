@@ -5,11 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from fullquant.readers.graph_builder import GraphBuilder
-from fullquant.readers.paddle_ops.context import OTHER_WAY, OpContext
+from fullquant.readers.paddle_ops.context import OpContext
 from fullquant.readers.paddle_ops.table import LEGACY, PIR, Number, Operator
 from fullquant.readers.program import PaddleOp
 
-__all__ = ["LEGACY", "OTHER_WAY", "PIR", "Number", "Operator", "translate"]
+__all__ = ["LEGACY", "PIR", "Number", "Operator", "translate"]
 
 
 def translate(builder: GraphBuilder, op: PaddleOp) -> None:

@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from fullquant.errors import ModelError, UnsupportedOperatorError
 from fullquant.formats.paddle_types import DTYPE_OF_NUMBER
+from fullquant.graph.shape_values import shape_elements
 from fullquant.readers.graph_builder import Array, GraphBuilder, NodeAttr
 from fullquant.readers.program import AttrValue, PaddleOp, VariableRef
-
-OTHER_WAY = "replace the layer, or convert the model to ONNX and pass the .onnx file"
+from fullquant.readers.refusals import OTHER_WAY
 
 
 class OpContext:
@@ -155,7 +155,10 @@ class OpContext:
             self._as_int64_vector(variable) if array is None else self.int64(array.ravel().tolist())
             for variable, array in zip(names, known, strict=True)
         ]
-        return pieces[0] if len(pieces) == 1 else self.node("Concat", *pieces, axis=0)
+        value = pieces[0] if len(pieces) == 1 else self.node("Concat", *pieces, axis=0)
+        sizes = shape_elements(value) or [None]
+        found = [size for size in sizes if isinstance(size, int)]
+        return found if len(found) == len(sizes) else value
 
     def _as_int64_vector(self, variable: str) -> ir.Value:
         value = self.cast(self._builder.value(variable), np.dtype(np.int64))
@@ -175,7 +178,9 @@ class OpContext:
     def dims(self, value: ir.Value) -> list[int | None]:
         """Shape of a value, None for sizes that are not known. The rank must be."""
         if value.shape is None:
-            raise self.unsupported(f"the rank of {value.name!r} is not known", "give input_shape")
+            raise self.unsupported(
+                f"the rank of {value.name!r} is not known", "give the input's sizes with Global.input_shape"
+            )
         return [dim if isinstance(dim, int) else None for dim in value.shape]
 
     def rank(self, value: ir.Value) -> int:
@@ -194,7 +199,8 @@ class OpContext:
         found = [dims[axis] for axis in axes]
         if any(dim is None for dim in found):
             raise self.unsupported(
-                f"the size of {value.name!r} must be known, it is {_shape_text(value)}", "give input_shape"
+                f"the size of {value.name!r} must be known, it is {_shape_text(value)}",
+                "give the input's sizes with Global.input_shape",
             )
         return [dim for dim in found if dim is not None]
 
@@ -229,6 +235,10 @@ class OpContext:
     def reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
         """Reshape to numbers: 0 copies the size of the same axis, -1 takes what is left."""
         return self.node("Reshape", value, self.int64(shape))
+
+    def name_size(self, value: ir.Value, axis: int, symbol: str) -> None:
+        """Gives a size that ONNX's inference left open the name of what it is."""
+        self._builder.name_size(value, axis, symbol)
 
     def set_constant(self, output: str, array: Array) -> None:
         """Gives an output a content that is known now; no node is made."""

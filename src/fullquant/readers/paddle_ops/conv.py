@@ -7,10 +7,12 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from fullquant.readers.paddle_ops.adaptive import uneven_average, uneven_maximum
 from fullquant.readers.paddle_ops.context import OpContext
 
 
-def _require_nchw(c: OpContext, attribute: str = "data_format") -> None:
+def require_nchw(c: OpContext, attribute: str = "data_format") -> None:
+    """Raises UnsupportedOperatorError for another layout than NCHW."""
     layout = c.text(attribute, "NCHW")
     if layout not in ("NCHW", "AnyLayout", "ANYLAYOUT", "Undefined(AnyLayout)"):
         raise c.unsupported(f"layout {layout} is not read, only NCHW is", "export the model with data_format='NCHW'")
@@ -51,7 +53,7 @@ def _window(c: OpContext, x: ir.Value, kernel: list[int], strides: list[int]) ->
 
 def conv2d(c: OpContext) -> ir.Value:
     """Conv. Paddle's SAME ignores dilations (it sets them to 1), and so does this."""
-    _require_nchw(c)
+    require_nchw(c)
     if c.flag("fuse_relu") or c.text("fuse_activation") or c.flag("fuse_residual_connection"):
         raise c.unsupported(
             "oneDNN fusions are part of the file", "export the model without optimizing it for a device"
@@ -75,7 +77,7 @@ def conv2d(c: OpContext) -> ir.Value:
 
 def pool2d(c: OpContext) -> ir.Value:
     """Average and max pooling: of the whole map, to a given size (adaptive), or with a sliding window."""
-    _require_nchw(c)
+    require_nchw(c)
     x = c.input("X")
     average = c.text("pooling_type", "max") == "avg"
     kernel = c.known_integers("ksize", "KernelSize", "KernelSizeList")
@@ -88,6 +90,8 @@ def pool2d(c: OpContext) -> ir.Value:
     strides = c.integers("strides") or [1, 1]
     window = _window(c, x, kernel, strides)
     ceil_mode = int(c.flag("ceil_mode"))
+    if ceil_mode:
+        _refuse_empty_windows(c, x, kernel, strides, window.get("pads"))
     if average:
         include_pad = int(not c.flag("exclusive", True))
         return c.node(
@@ -102,13 +106,24 @@ def pool2d(c: OpContext) -> ir.Value:
     return c.node("MaxPool", x, kernel_shape=kernel, strides=strides, ceil_mode=ceil_mode, **window)
 
 
+def _refuse_empty_windows(
+    c: OpContext, x: ir.Value, kernel: list[int], strides: list[int], pads: list[int] | str | None
+) -> None:
+    """Paddle's ceil_mode keeps a last window that lies in the padding alone, where it has no number; ONNX drops it."""
+    if not isinstance(pads, list):
+        return
+    for axis, size in enumerate(c.dims(x)[2:]):
+        if size is not None:
+            last = math.ceil((size + pads[axis] + pads[axis + 2] - kernel[axis]) / strides[axis])
+            if last * strides[axis] >= size + pads[axis]:
+                raise c.unsupported("ceil_mode adds windows that see nothing but padding", "export without ceil_mode")
+
+
 def _adaptive_pool(c: OpContext, x: ir.Value, size: list[int], average: bool) -> ir.Value:
     """Pooling to a fixed output size is a plain window where the input is a multiple of it."""
     height, width = c.static_dims(x, 2, 3)
     if height % size[0] or width % size[1]:
-        raise c.unsupported(
-            f"adaptive pooling from {height}x{width} to {size[0]}x{size[1]} has windows of several sizes"
-        )
+        return uneven_average(c, x, [height, width], size) if average else uneven_maximum(c, x, [height, width], size)
     step = [height // size[0], width // size[1]]
     kind = "AveragePool" if average else "MaxPool"
     return c.node(kind, x, kernel_shape=step, strides=step, pads=[0, 0, 0, 0])
@@ -120,7 +135,7 @@ def batch_norm(c: OpContext) -> ir.Value:
         raise c.unsupported("batch normalization is in training mode", "call eval() on the model before exporting it")
     x = c.input("X")
     if c.rank(x) > 2:
-        _require_nchw(c, "data_layout")
+        require_nchw(c, "data_layout")
     parameters = [c.input(name) for name in ("Scale", "Bias", "Mean", "Variance")]
     return c.node("BatchNormalization", x, *parameters, epsilon=c.number("epsilon", 1e-5))
 
@@ -143,22 +158,28 @@ def layer_norm(c: OpContext) -> ir.Value:
 
 
 def interpolate(c: OpContext) -> ir.Value:
-    """Resize, nearest or bilinear, of an NCHW map to a fixed size or by a fixed factor."""
-    _require_nchw(c, "data_format" if c.attr("data_format") is not None else "data_layout")
+    """Resize, nearest, bilinear or bicubic, of an NCHW map to a fixed size or by a fixed factor.
+
+    Paddle's cubic coefficient is -0.75. An axis of which one pixel is left takes the first one of the input.
+    """
+    require_nchw(c, "data_format" if c.attr("data_format") is not None else "data_layout")
     x = c.input("X")
-    linear = "bilinear" in c.op.type
+    cubic = "bicubic" in c.op.type
+    linear = "bilinear" in c.op.type or cubic
     if c.flag("align_corners", True):
         coordinates, nearest = "align_corners", "round_prefer_ceil"
-    elif linear and c.integer("align_mode", 1) == 0:
+    elif cubic or (linear and c.integer("align_mode", 1) == 0):
         coordinates, nearest = "half_pixel", "floor"
     else:
         coordinates, nearest = "asymmetric", "floor"
-    attributes: dict[str, str] = {
-        "mode": "linear" if linear else "nearest",
+    attributes: dict[str, str | float | list[int]] = {
+        "mode": "cubic" if cubic else "linear" if linear else "nearest",
         "coordinate_transformation_mode": coordinates,
     }
     if not linear:
         attributes["nearest_mode"] = nearest
+    if cubic:
+        attributes["cubic_coeff_a"] = -0.75
     scale = _scale_factors(c)
     if scale is not None:
         factors = c.tensor(np.asarray([1.0, 1.0, *scale], dtype=np.float32))
@@ -166,12 +187,11 @@ def interpolate(c: OpContext) -> ir.Value:
     size = c.known_integers("out_size", "OutSize", "SizeTensor") or [c.integer("out_h", 0), c.integer("out_w", 0)]
     if min(size) <= 0:
         raise c.malformed(f"the output size is {size}")
-    leading = c.dims(x)[:2]
-    if None in leading:  # the batch is not known: take the first two sizes from the input at run time
-        sizes = c.node("Concat", c.node("Shape", x, start=0, end=2), c.int64(size), axis=0)
-    else:
-        sizes = c.int64([*(dim for dim in leading if dim is not None), *size])
-    return c.node("Resize", x, None, None, sizes, **attributes)
+    for axis, pixels in enumerate(size, 2):
+        if pixels == 1 and coordinates == "half_pixel":
+            x = c.node("Slice", x, c.int64([0]), c.int64([1]), c.int64([axis]))
+    # the axes named, so that the batch stays free
+    return c.node("Resize", x, None, None, c.int64(size), axes=[2, 3], **attributes)
 
 
 def _scale_factors(c: OpContext) -> list[float] | None:

@@ -48,10 +48,14 @@ def mul(c: OpContext) -> ir.Value:
 
 
 def addmm(c: OpContext) -> ir.Value:
-    """beta * input + alpha * (x @ y). ONNX Gemm."""
-    return c.node(
-        "Gemm", c.input("X"), c.input("Y"), c.input("Input"), alpha=c.number("Alpha", 1.0), beta=c.number("Beta", 1.0)
-    )
+    """beta * input + alpha * (x @ y)."""
+    product, term = c.node("MatMul", c.input("X"), c.input("Y")), c.input("Input")
+    alpha, beta = c.number("Alpha", 1.0), c.number("Beta", 1.0)
+    if alpha != 1.0:
+        product = c.node("Mul", product, c.scalar(alpha, product))
+    if beta != 1.0:
+        term = c.node("Mul", term, c.scalar(beta, term))
+    return c.node("Add", product, term)
 
 
 def softmax(op_type: str) -> Callable[[OpContext], ir.Value]:
@@ -114,12 +118,3 @@ def gather(c: OpContext) -> ir.Value:
     if len(dims) == 2 and dims[1] == 1:
         index = c.reshape(index, [-1])
     return c.node("Gather", x, index, axis=axis)
-
-
-def p_norm(c: OpContext) -> ir.Value:
-    """L1 or L2 norm along an axis."""
-    order = c.number("porder", 2.0)
-    if order not in (1.0, 2.0) or c.flag("asvector"):
-        raise c.unsupported(f"the norm of order {order} is not read, only orders 1 and 2 along an axis are")
-    axes = c.int64([c.integer("axis", -1)])
-    return c.node(f"ReduceL{int(order)}", c.input("X"), axes, keepdims=int(c.flag("keepdim")))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from fullquant.graph.shape_values import Size, reshaped_size, shape_elements
 from fullquant.readers.paddle_ops.context import OpContext
 
 # No classifier has larger filled tensors; a damaged file may ask for any size.
@@ -22,13 +23,40 @@ def reshape(c: OpContext) -> ir.Value:
     x = c.input("X")
     shape = c.integers_or_value("shape", "Shape", "ShapeTensor")
     if isinstance(shape, ir.Value):
-        return c.node("Reshape", x, shape)
+        target = _known_target(x, shape)
+        return c.node("Reshape", x, shape) if target is None else _reshaped(c, x, target)
     dims = [dim for dim in c.dims(x) if dim is not None] if x.shape is not None else []
     if x.shape is not None and len(dims) == len(x.shape):
         shape = [dims[axis] if size == 0 else size for axis, size in enumerate(shape)]
         known = math.prod(size for size in shape if size != -1)
         shape = [math.prod(dims) // known if size == -1 and known else size for size in shape]
-    return c.reshape(x, shape)
+    return _reshaped(c, x, shape)
+
+
+def _reshaped(c: OpContext, x: ir.Value, target: Sequence[int]) -> ir.Value:
+    """Reshape to numbers that keeps track of the batch: its multiples come from cutting an image into windows."""
+    symbol = reshaped_size(_sizes(x), target)
+    if symbol is not None and target[0] == -1 and _sizes(x)[:1] == [symbol]:
+        return c.reshape(x, [0, *target[1:]])
+    result = c.reshape(x, target)
+    if symbol is not None:
+        c.name_size(result, list(target).index(-1), symbol)
+    return result
+
+
+def _sizes(x: ir.Value) -> list[Size]:
+    return [] if x.shape is None else [dim if isinstance(dim, int) else dim.value for dim in x.shape]
+
+
+def _known_target(x: ir.Value, shape: ir.Value) -> list[int] | None:
+    """A target computed from sizes: 0 for the size that the data has there, -1 for one that is not known."""
+    sizes = shape_elements(shape)
+    if sizes is None:
+        return None
+    data = _sizes(x)
+    copied = [isinstance(size, str) and data[axis : axis + 1] == [size] for axis, size in enumerate(sizes)]
+    target = [size if isinstance(size, int) else 0 if same else -1 for size, same in zip(sizes, copied, strict=True)]
+    return target if target.count(-1) <= 1 else None
 
 
 def flatten_range(c: OpContext) -> ir.Value:
@@ -43,7 +71,7 @@ def flatten_range(c: OpContext) -> ir.Value:
         return c.node("Flatten", x, axis=1)
     trailing = c.dims(x)[stop + 1 :]
     if None not in trailing:
-        return c.reshape(x, [0] * start + [-1] + [dim for dim in trailing if dim is not None])
+        return _reshaped(c, x, [0] * start + [-1] + [dim for dim in trailing if dim is not None])
     leading = c.int64([0] * start + [-1])
     return c.node("Reshape", x, c.node("Concat", leading, c.node("Shape", x, start=stop + 1), axis=0))
 

@@ -15,7 +15,20 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from fullquant.readers.paddle_ops import conv, elementwise, linear, padding, quantize, shape
+from fullquant.readers.paddle_ops import (
+    assignment,
+    comparison,
+    conv,
+    elementwise,
+    functions,
+    linear,
+    lookup,
+    normalization,
+    padding,
+    quantize,
+    shape,
+    transposed,
+)
 from fullquant.readers.paddle_ops.context import OpContext
 
 Rule: TypeAlias = Callable[[OpContext], ir.Value | Sequence[ir.Value] | None]
@@ -72,6 +85,7 @@ _AXIS = Number("axis", "AxisTensor", "AxisTensorList")
 _STARTS = Number("starts", "StartsTensor", "StartsTensorList")
 _ENDS = Number("ends", "EndsTensor", "EndsTensorList")
 _STRIDES = Number("strides", "StridesTensor", "StridesTensorList")
+_STEPS = Number("steps", "StepsTensor", "StepsTensorList")
 _PADDINGS = Number("paddings", "Paddings", "PaddingsList")
 _INTERPOLATE = ("X", Number("out_size", "OutSize"), Number("size_list", "", "SizeTensor"), "Scale")
 
@@ -91,6 +105,24 @@ _CONVOLUTION_AND_POOLING = (
     Operator(("layer_norm",), conv.layer_norm, ("layer_norm",), ("X", "Scale", "Bias"), ("Y",)),
     Operator(("nearest_interp_v2", "nearest_interp"), conv.interpolate, ("nearest_interp",), _INTERPOLATE),
     Operator(("bilinear_interp_v2", "bilinear_interp"), conv.interpolate, ("bilinear_interp",), _INTERPOLATE),
+    Operator(("bicubic_interp_v2", "bicubic_interp"), conv.interpolate, ("bicubic_interp",), _INTERPOLATE),
+)
+
+_TRANSPOSED = ("Input", "Filter", Number("output_size", "OutputSizeTensor", "OutputSizeTensorList"))
+_MORE_LAYERS = (
+    Operator(("conv2d_transpose",), transposed.conv2d_transpose, ("conv2d_transpose",), _TRANSPOSED, ("Output",)),
+    Operator(
+        ("depthwise_conv2d_transpose",),
+        transposed.conv2d_transpose,
+        ("depthwise_conv2d_transpose",),
+        _TRANSPOSED,
+        ("Output",),
+    ),
+    Operator(("fold",), transposed.fold, ("fold",), outputs=("Y",)),
+    Operator(("unfold",), transposed.unfold, ("unfold",), outputs=("Y",)),
+    Operator(("group_norm",), normalization.group_norm, ("group_norm",), ("X", "Scale", "Bias"), ("Y",)),
+    Operator(("instance_norm",), normalization.instance_norm, ("instance_norm",), ("X", "Scale", "Bias"), ("Y",)),
+    Operator(("norm",), normalization.norm, ("norm",)),
 )
 
 _ARITHMETIC = (
@@ -150,6 +182,68 @@ _ACTIVATIONS = (
     Operator(("prelu",), elementwise.prelu, ("prelu",), ("X", "Alpha")),
 )
 
+_LOGIC = (
+    _binary("equal", "Equal", "equal"),
+    Operator(("not_equal",), comparison.not_equal, ("not_equal",), ("X", "Y")),
+    _binary("less_than", "Less", "less_than"),
+    _binary("less_equal", "LessOrEqual", "less_equal"),
+    _binary("greater_than", "Greater", "greater_than"),
+    _binary("greater_equal", "GreaterOrEqual", "greater_equal"),
+    _binary("logical_and", "And", "logical_and"),
+    _binary("logical_or", "Or", "logical_or"),
+    _binary("logical_xor", "Xor", "logical_xor"),
+    _unary("logical_not", "Not"),
+    Operator(("where",), comparison.where, ("where",), ("Condition", "X", "Y")),
+    Operator(("elementwise_floordiv",), comparison.floor_divide, ("floor_divide",), ("X", "Y")),
+    Operator(("elementwise_mod",), comparison.remainder, ("remainder",), ("X", "Y")),
+    Operator(
+        ("range",),
+        comparison.numbers_in_a_row,
+        ("arange",),
+        (Number("start", "Start"), Number("end", "End"), Number("step", "Step")),
+    ),
+    Operator(("linspace",), comparison.linspace, ("linspace",), ("Start", "Stop", "Num")),
+    Operator(("meshgrid",), comparison.meshgrid, ("meshgrid",)),
+    Operator(("tril_triu",), comparison.triangle(None), ("tril_triu",)),
+    Operator(("tril",), comparison.triangle(False), ("tril",)),
+    Operator(("triu",), comparison.triangle(True), ("triu",)),
+    Operator(("cumsum",), comparison.cumulated, ("cumsum",), ("X", Number("axis", "AxisTensor"))),
+)
+
+_FUNCTIONS = (
+    Operator(("selu",), functions.selu, ("selu",)),
+    Operator(("celu",), functions.celu, ("celu",)),
+    Operator(("logsigmoid",), functions.log_sigmoid, ("logsigmoid",)),
+    Operator(("tanh_shrink",), functions.tanh_shrink, ("tanh_shrink",)),
+    Operator(("softshrink",), functions.soft_shrink, ("softshrink",), renames={"threshold": "lambda"}),
+    Operator(("hard_shrink",), functions.hard_shrink, ("hardshrink",)),
+    Operator(("thresholded_relu",), functions.thresholded_relu, ("thresholded_relu",)),
+    Operator(("stanh",), functions.stanh, ("stanh",)),
+    Operator(("log1p",), functions.log1p, ("log1p",)),
+    Operator(("log2",), functions.logarithm(2.0), ("log2",)),
+    Operator(("log10",), functions.logarithm(10.0), ("log10",)),
+    Operator(("expm1",), functions.expm1, ("expm1",)),
+    Operator(("logsumexp",), functions.log_sum_exp, ("logsumexp",)),
+    Operator(("maxout",), functions.maxout, ("maxout",)),
+    _unary("sin", "Sin"),
+    _unary("cos", "Cos"),
+    _unary("sign", "Sign"),
+    _unary("round", "Round"),
+)
+
+_LOOKUP = (
+    Operator(("lookup_table_v2",), lookup.embedding, ("embedding",), ("Ids", "W")),
+    Operator(("take_along_axis",), lookup.take_along_axis, ("take_along_axis",), ("Input", "Index"), ("Result",),
+             {"axis": "Axis"}),
+    Operator(("arg_min",), lookup.arg_min, ("argmin",), ("X", _AXIS)),
+    Operator(("argsort",), lookup.arg_sort, ("argsort",), outputs=("Out", "Indices")),
+    Operator(("shuffle_channel",), lookup.shuffle_channel, ("shuffle_channel",)),
+    Operator(("channel_shuffle",), lookup.channel_shuffle, ("channel_shuffle",)),
+    Operator(("size",), lookup.size, ("numel",), ("Input",)),
+    Operator(("pixel_unshuffle",), lookup.pixel_unshuffle, ("pixel_unshuffle",)),
+    Operator(("fill_constant_batch_size_like",), lookup.fill_like_batch, ("full_batch_size_like",), ("Input",)),
+)  # fmt: skip
+
 _LINEAR = (
     Operator(
         ("matmul_v2", "matmul", "bmm"),
@@ -168,7 +262,7 @@ _LINEAR = (
     _reduction("reduce_min", "ReduceMin", "min"),
     _reduction("reduce_prod", "ReduceProd", "prod"),
     Operator(("mean",), linear.reduce("ReduceMean"), ("mean_all",)),
-    Operator(("p_norm",), linear.p_norm, ("p_norm",)),
+    Operator(("p_norm",), normalization.p_norm, ("p_norm",)),
     Operator(("arg_max",), linear.arg_max, ("argmax",), ("X", Number("axis", "AxisTensor", "AxisTensorList"))),
     Operator(("top_k_v2", "top_k"), linear.top_k, ("topk",), ("X", Number("k", "K", "KList")), ("Out", "Indices")),
     Operator(("gather", "index_select"), linear.gather, ("gather",), ("X", "Index", Number("axis", "Axis"))),
@@ -205,6 +299,13 @@ _SHAPES = (
         (Number("value", "ValueTensor"), Number("shape", "ShapeTensor", "ShapeTensorList")),
     ),
     Operator(("fill_any_like",), shape.fill_like, ("full_like",), ("X", Number("value", "ValueTensor"))),
+    Operator(("set_value",), assignment.set_value, ("set_value", "set_value_"), ("Input", _STARTS, _ENDS, _STEPS)),
+    Operator(
+        ("set_value_with_tensor",),
+        assignment.set_value,
+        ("set_value_with_tensor", "set_value_with_tensor_"),
+        ("Input", "ValueTensor", _STARTS, _ENDS, _STEPS),
+    ),
     Operator(("full_int_array",), shape.full_int_array, ("full_int_array",), ()),
     Operator(("assign_value",), shape.assign_value, ("assign_value",), ("Output",)),
     Operator(("expand_v2",), shape.expand, ("expand",), ("X", Number("shape", "Shape", "expand_shapes_tensor"))),
@@ -244,7 +345,18 @@ _QUANTIZATION = (
     ),
 )
 
-ROWS = (*_CONVOLUTION_AND_POOLING, *_ARITHMETIC, *_ACTIVATIONS, *_LINEAR, *_SHAPES, *_QUANTIZATION)
+#: title in docs/operators.md -> rows
+GROUPS: Mapping[str, tuple[Operator, ...]] = {
+    "Convolution, pooling, normalization, resizing": (*_CONVOLUTION_AND_POOLING, *_MORE_LAYERS),
+    "Arithmetic": _ARITHMETIC,
+    "Activations": _ACTIVATIONS,
+    "Other functions": _FUNCTIONS,
+    "Comparison, masks, coordinates": _LOGIC,
+    "Matrix products, reductions, search": (*_LINEAR, *_LOOKUP),
+    "Shapes and moved data": _SHAPES,
+    "Quantization": _QUANTIZATION,
+}
+ROWS = tuple(row for rows in GROUPS.values() for row in rows)
 
 LEGACY: Mapping[str, Operator] = {name: row for row in reversed(ROWS) for name in row.types}
 PIR: Mapping[str, Operator] = {f"pd_op.{name}": row for row in ROWS for name in row.pir}

@@ -22,9 +22,10 @@ from fullquant.readers.quantized.constants import read_constants
 from fullquant.readers.quantized.decisions import decide
 from fullquant.readers.quantized.layers import fold_moved_constants, merge_biases
 
-__all__ = ["QuantizedGraph", "is_quantized", "split_quantizers"]
+__all__ = ["QuantizedGraph", "integer_nodes", "is_quantized", "refuse_quantized", "split_quantizers"]
 
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_OPERATOR_FORM = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,22 @@ class QuantizedGraph:
 def is_quantized(model: ir.Model) -> bool:
     """Whether the graph, as `read_model` gives it, holds quantizers."""
     return any(node.op_type in _QUANTIZERS for node in model.graph)
+
+
+def integer_nodes(model: ir.Model) -> list[ir.Node]:
+    """The nodes that only a quantized model has: quantizers, and operators on integers (QLinearConv and the like)."""
+    return [node for node in model.graph if node.op_type in _QUANTIZERS | _OPERATOR_FORM]
+
+
+def refuse_quantized(model: ir.Model, path: object) -> None:
+    """Raises ModelError for a model that is quantized already; path: the file, for the message."""
+    found = integer_nodes(model)
+    if found:
+        more = "" if len(found) == 1 else f" and {len(found) - 1} more of its kind"
+        raise ModelError(
+            f"{path}: the model is quantized already: operator {found[0].op_type!r} "
+            f"(output {str(found[0].outputs[0].name)!r}){more}; give the float model that it was made from"
+        )
 
 
 def split_quantizers(model: ir.Model) -> QuantizedGraph:

@@ -19,7 +19,7 @@ from fullquant.runtime.torch_ops import build_operation
 ELEMENTWISE = frozenset({
     "Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Relu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh",
     "Gelu", "Erf", "Mish", "Elu", "LeakyRelu", "PRelu", "Exp", "Sqrt", "Abs", "Neg", "Log", "Softplus", "Softsign",
-    "Floor", "Reciprocal",
+    "Floor", "Reciprocal", "Ceil", "Round", "Sign", "Sin", "Cos",
 })  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from fullquant.runtime.torch_ops import build_operation
 _ON_FLOATS = frozenset({"MaxPool", "Pad", "Resize"})
 MOVES = frozenset({
     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "MaxPool", "GlobalMaxPool", "Identity",
-    "Split", "Gather", "Expand", "Tile", "Concat", "ReduceMax", "DepthToSpace", "Resize",
+    "Split", "Gather", "Expand", "Tile", "Concat", "ReduceMax", "ReduceMin", "DepthToSpace", "Resize",
 })  # fmt: skip
 
 

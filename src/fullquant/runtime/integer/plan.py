@@ -36,7 +36,7 @@ _BUILDERS: Mapping[str, Builder] = {
 _PARAMETERS = {"BatchNormalization": (1, 2, 3, 4), "LayerNormalization": (1, 2)}
 _SHAPES = frozenset({
     "Reshape", "Slice", "Pad", "Squeeze", "Unsqueeze", "Expand", "Tile", "Split", "Clip", "Resize", "ReduceMean",
-    "ReduceSum", "ReduceMax",
+    "ReduceSum", "ReduceMax", "ReduceMin",
 })  # fmt: skip
 
 

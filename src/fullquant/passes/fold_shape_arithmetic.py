@@ -1,0 +1,179 @@
+"""Whatever the graph computes from the sizes of its image is computed now, also where the batch size is open.
+
+Exporters write the shapes of windows, heads and tokens as Shape, Gather, Mul, Cast, Where, ConstantOfShape and so on.
+Rules for single operators would never be complete. Here two copies of the graph get two different batch sizes and
+are folded by ONNX's reference implementation: what is equal in both is a constant, and what differs depends on the
+batch alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from fullquant.errors import ModelError
+from fullquant.graph.edit import (
+    Array,
+    add_initializer,
+    constant_value,
+    dims,
+    graph_of,
+    ints_constant,
+    node_label,
+    prune,
+    replace_node,
+    replace_uses,
+    value_name,
+)
+from fullquant.passes.concat_constants import add_rows
+from fullquant.passes.constants import fold_constants
+from fullquant.passes.infer_shapes import infer_shapes
+from fullquant.passes.remove_unused import remove_unused
+
+_log = logging.getLogger(__name__)
+
+#: Two batch sizes that divide nothing that an architecture is made of.
+_BATCHES = (11, 13)
+_ROUNDS = 40
+#: Operators whose answer follows from sizes alone: without one of them there is nothing to do.
+_FROM_SIZES = frozenset({"Shape", "Size"})
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """The graph for one batch size: its constants, and the static shapes of its values."""
+
+    batch: int
+    constants: dict[str, Array]
+    used: frozenset[str]
+    shapes: dict[str, tuple[int, ...]]
+
+
+def fold_shape_arithmetic(model: ir.Model) -> int:
+    """Replaces values that follow from the sizes of the image; returns how many.
+
+    A value that is the same for every batch becomes an initializer. Where it depends on the batch: the target of a
+    Reshape or Expand gets 0, 1 or -1 there; rows of constants in a Concat (class tokens) become Pad and Add.
+    Only for models with one input whose other sizes are known; anything else is left as it is.
+    """
+    shape = dims(model.graph.inputs[0]) if len(model.graph.inputs) == 1 else None
+    if shape is None or isinstance(shape[0], int) or not all(isinstance(size, int) for size in shape[1:]):
+        return 0
+    if not any(node.op_type in _FROM_SIZES and node.domain == "" for node in model.graph):
+        return 0
+    copies = [_folded(model, batch) for batch in _BATCHES]
+    if copies[0] is None or copies[1] is None:
+        return 0
+    return _apply(model, copies[0], copies[1])
+
+
+def _folded(model: ir.Model, batch: int) -> _Copy | None:
+    """The copy for one batch; None where its shapes contradict each other."""
+    copy = model.clone()
+    image = copy.graph.inputs[0]
+    image.shape = ir.Shape([batch, *list(image.shape or [])[1:]])
+    for node in copy.graph:
+        for value in node.outputs:
+            value.shape = None
+    try:
+        infer_shapes(copy)
+        for _ in range(_ROUNDS):
+            if not fold_constants(copy):
+                break
+            infer_shapes(copy)
+    except ModelError as error:
+        _log.debug("the graph has no shapes for a batch of %d: %s", batch, error)
+        return None
+    remove_unused(copy)
+    shapes = {}
+    for node in copy.graph:
+        for value in node.outputs:
+            sizes = dims(value)
+            if sizes is not None and all(isinstance(size, int) for size in sizes):
+                shapes[value_name(value)] = tuple(int(size) for size in sizes if isinstance(size, int))
+    shapes[value_name(image)] = tuple(int(size) for size in dims(image) or () if isinstance(size, int))
+    own = {str(value.name) for value in model.graph.initializers.values()}
+    constants = {name: array for name, value in copy.graph.initializers.items()
+                 if name not in own and (array := constant_value(value)) is not None}  # fmt: skip
+    return _Copy(batch, constants, frozenset(constants), shapes)
+
+
+def _apply(model: ir.Model, first: _Copy, second: _Copy) -> int:
+    count = 0
+    for node in list(model.graph):
+        if node.graph is None:
+            continue
+        outputs = [value for value in node.outputs if value.name]
+        names = [value_name(value) for value in outputs]
+        if any(name in first.constants and name in second.constants for name in names):
+            for value, name in zip(outputs, names, strict=True):
+                if name in first.constants and name in second.constants:
+                    count += _replace(value, first, second)
+        elif node.op_type in ("Reshape", "Expand"):
+            count += _with_static_target(node, first, second)
+    return count
+
+
+def _replace(value: ir.Value, first: _Copy, second: _Copy) -> int:
+    """A value that both copies know becomes an initializer if it is the same, or goes into a Concat behind it."""
+    name = value_name(value)
+    one, two = first.constants[name], second.constants[name]
+    node = value.producer()
+    if node is None or value.is_graph_output():
+        return 0
+    if one.shape == two.shape and np.array_equal(one, two):
+        graph = graph_of(node)
+        value.name = None
+        replace_uses(value, add_initializer(graph, name, one))
+        prune(node)
+        return 1
+    rows = _batch_rows(one, two, first, second)
+    if rows is None:
+        return 0
+    readers = [(use.node, use.idx) for use in value.uses() if use.node.op_type == "Concat"]
+    return sum(
+        add_rows(reader, index, rows, first.shapes.get(value_name(reader.outputs[0])))
+        for reader, index in readers
+        if reader.graph is not None  # a Concat that has the token twice is another node after the first
+    )
+
+
+def _batch_rows(one: Array, two: Array, first: _Copy, second: _Copy) -> Array | None:
+    """The constant of one image, [1, ...], where both hold it once for each image; else None."""
+    if one.ndim != two.ndim or one.ndim < 2 or one.dtype != np.float32 or one.shape[1:] != two.shape[1:]:
+        return None
+    if (one.shape[0], two.shape[0]) != (first.batch, second.batch):
+        return None
+    same = np.array_equal(one, np.broadcast_to(one[:1], one.shape)) and np.array_equal(
+        two, np.broadcast_to(one[:1], two.shape)
+    )
+    return one[:1].copy() if same else None
+
+
+def _with_static_target(node: ir.Node, first: _Copy, second: _Copy) -> bool:
+    """Makes the target of a Reshape or Expand constant: equal sizes as they are, others copied or inferred."""
+    data, target = node.inputs[0], node.inputs[1]
+    if data is None or ints_constant(target) is not None:
+        return False
+    result = value_name(node.outputs[0])
+    befores = [copy.shapes.get(value_name(data)) for copy in (first, second)]
+    afters = [copy.shapes.get(result) for copy in (first, second)]
+    if any(shape is None for shape in (*befores, *afters)):
+        return False
+    (b1, b2), (a1, a2) = [tuple(shape or ()) for shape in befores], [tuple(shape or ()) for shape in afters]
+    expand = node.op_type == "Expand"
+    offset = len(a1) - len(b1) if expand else 0
+    sizes = []
+    for axis, (x, y) in enumerate(zip(a1, a2, strict=True)):
+        source = axis - offset
+        kept = 0 <= source < len(b1) and (b1[source], b2[source]) == (x, y)
+        sizes.append(x if x == y else (1 if expand else 0) if kept else -1)
+    if sizes.count(-1) > (0 if expand else 1):
+        _log.debug("%s has sizes that depend on the batch in more than one place; kept", node_label(node))
+        return False
+    constant = add_initializer(graph_of(node), f"{node.name}.shape", np.asarray(sizes, dtype=np.int64))
+    replace_node(node, node.op_type, [data, constant])
+    return True

@@ -1,0 +1,136 @@
+"""A tiny transformer through placement, calibration, simulation, training, all writers and the runtimes."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fullquant.auto_compression.exporting import export, findings
+from fullquant.auto_compression.stages import QuantizedModel
+from fullquant.calibration.calibrator import calibrate_weights
+from fullquant.passes import prepare
+from fullquant.placement.place import PlacementOptions, place
+from fullquant.placement.tables import TABLES
+from fullquant.readers import read_model
+from fullquant.runtime.executor import GraphModule
+from fullquant.runtime.integer.model import IntegerModel
+from fullquant.runtime.sessions import open_session
+from fullquant.runtime.simulator import Simulator
+from fullquant.writers.program_desc import write_paddle
+from tests.calibrating import min_max_qparams
+from tests.graphs import run_onnxruntime
+from tests.real_models import images
+from tests.vit import INPUT, tiny_vit
+
+IMAGES = 200
+PADDLE = [table.name for table in TABLES if table.writes_paddle and table.name != "rknn"]
+
+
+@cache
+def quantized(target: str, *, per_channel: bool = True) -> QuantizedModel:
+    model = prepare(tiny_vit())
+    placement = place(model, target, PlacementOptions(scale_grid="short", per_channel=per_channel))
+    activations = min_max_qparams(GraphModule(model), model, placement, [images(INPUT, 16, seed=5)])
+    qparams = activations | calibrate_weights(model, placement, activations)
+    return QuantizedModel(model, placement, qparams, GraphModule(model, placement=placement, qparams=qparams).eval())
+
+
+def test_the_canonical_graph_computes_the_same_for_any_batch() -> None:
+    source, model = tiny_vit(), prepare(tiny_vit())
+    x = images(INPUT, 5)
+    expected = run_onnxruntime(source, x)
+    assert np.ptp(expected, axis=0).min() > 0.1, "the outputs hardly depend on the image"
+    np.testing.assert_allclose(run_onnxruntime(model, x), expected, atol=1e-5)
+    np.testing.assert_allclose(Simulator(GraphModule(model)).predict(x), expected, atol=1e-5)
+    assert {str(node.op_type) for node in model.graph} >= {"LayerNormalization", "Softmax", "Gelu", "Expand"}
+
+
+@pytest.mark.parametrize("target", PADDLE)
+def test_every_tensor_between_operators_is_int8(target: str) -> None:
+    model = quantized(target)
+    free = [d.tensor for d in model.placement if d.kind == "activation" and d.spec is None]
+    assert not free
+    for kind in ("LayerNormalization", "Gelu", "Softmax"):
+        nodes = [node for node in model.model.graph if node.op_type == kind]
+        assert nodes
+        for node in nodes:
+            for value in (node.inputs[0], node.outputs[0]):
+                assert value is not None
+                decision = model.placement[str(value.name)]
+                assert decision.spec is not None
+                assert not decision.fused, f"{value.name} is not rounded"
+
+
+@pytest.mark.parametrize("target", ["paddle_lite", "onnxruntime"])
+def test_written_files_agree_with_the_simulation(target: str, tmp_path: Path) -> None:
+    model = quantized(target)
+    files = export(model, tmp_path, ("inference.pdmodel", "inference.pdiparams"))
+    assert findings(files) == []
+    x = images(INPUT, IMAGES)
+    expected = Simulator(model.student).predict(x)
+    assert len(set(expected.argmax(axis=1))) > 2, "too few classes to tell agreement from chance"
+    for file in (files.onnx, files.paddle_model, files.paddle_json):
+        if file is None:
+            continue
+        if file.suffix != ".onnx":
+            pytest.importorskip("paddle", reason="Paddle Inference is not installed")
+        engine = "onnxruntime" if file.suffix == ".onnx" else "paddle"
+        (found,) = open_session(file, engine).run({"x": x})
+        assert np.mean(found.argmax(axis=1) == expected.argmax(axis=1)) >= 0.99, file
+
+
+def test_the_older_form_agrees_with_the_simulation(tmp_path: Path) -> None:
+    pytest.importorskip("paddle", reason="Paddle Inference is not installed")
+    model = quantized("paddle_lite", per_channel=False)
+    files = export(model, tmp_path, ("inference.pdmodel", "inference.pdiparams"), onnx_format=False)
+    assert findings(files) == []
+    x = images(INPUT, IMAGES)
+    expected = Simulator(model.student).predict(x)
+    assert files.paddle_model is not None
+    (found,) = open_session(files.paddle_model, "paddle").run({"x": x})
+    assert np.mean(found.argmax(axis=1) == expected.argmax(axis=1)) >= 0.99
+
+
+def test_float_programs_are_the_model(tmp_path: Path) -> None:
+    pytest.importorskip("paddle", reason="Paddle Inference is not installed")
+    model, x = prepare(tiny_vit()), images(INPUT, 4)
+    expected = run_onnxruntime(model, x)
+    program = tmp_path / "f.pdmodel"
+    write_paddle(model, None, {}, program, tmp_path / "f.pdiparams", json_path=tmp_path / "f.json")
+    for file in (program, tmp_path / "f.json"):
+        (found,) = open_session(file, "paddle").run({"x": x})
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        again = prepare(read_model(file))
+        np.testing.assert_allclose(Simulator(GraphModule(again)).predict(x), expected, atol=1e-4)
+
+
+def test_integers_follow_the_simulation() -> None:
+    model, x = quantized("paddle_lite"), images(INPUT, IMAGES)
+    expected = Simulator(model.student).predict(x)
+    found = IntegerModel(model.model, model.placement, model.qparams).predict(x)
+    assert np.mean(found.argmax(axis=1) == expected.argmax(axis=1)) >= 0.97
+
+
+def test_a_training_step_reaches_every_weight() -> None:
+    model = quantized("paddle_lite")
+    student = GraphModule(model.model, placement=model.placement, qparams=model.qparams).train()
+    x = images(INPUT, 8)
+    teacher = torch.from_numpy(Simulator(GraphModule(model.model)).predict(x))
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = ((student(torch.from_numpy(x)) - teacher) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    first = step()
+    for name, weight in student.weights.items():
+        assert weight.grad is not None, name
+        assert bool(torch.isfinite(weight.grad).all()), name
+    assert min(step() for _ in range(5)) < first

@@ -1,0 +1,103 @@
+"""Rare operators between int8 tensors: the simulation, the Paddle program in both forms and the ONNX file agree."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fullquant.errors import PlacementError
+from fullquant.passes import prepare
+from fullquant.placement.place import PlacementOptions, place
+from fullquant.runtime.executor import GraphModule
+from fullquant.runtime.sessions import open_session
+from fullquant.writers.onnx_qdq import write_onnx
+from fullquant.writers.program_desc import write_paddle
+from tests import graphs
+from tests.writers.paddle_oracle import minmax_qparams
+
+RNG = np.random.default_rng(11)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def one(op: str, *constants: np.ndarray, **attributes: Any) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """The operator behind a convolution (its output is h) and in front of a Relu."""
+    names = [f"c{index}" for index in range(len(constants))]
+    given = dict(zip(names, constants, strict=True))
+    read = [name if given[name].size else "" for name in names]
+    return [(op, ["h", *read], ["m"], attributes), ("Relu", ["m"], ["y"], {})], given
+
+
+NOTHING = np.zeros(0, np.float32)
+SIZES = (NOTHING, NOTHING, ints(10, 5))
+MIRROR = ints(0, 0, 1, 1, 0, 0, 1, 1)
+#: those without an int8 rule are kept float by a pattern, as the error says
+TAILS: dict[str, tuple[list[Any], dict[str, np.ndarray]]] = {
+    "ArgMax": ([("ArgMax", ["h"], ["y"], {"axis": 1})], {}),
+    "TopK": ([("TopK", ["h", "k"], ["y", "i"], {"axis": 1})], {"k": ints(2)}),
+    "Where": (
+        [("Greater", ["h", "z"], ["b"], {}), ("Where", ["b", "h", "z"], ["m"], {}), ("Relu", ["m"], ["y"], {})],
+        {"z": np.float32(0.25)},
+    ),
+    "ConvTranspose": one("ConvTranspose", normal(4, 5, 2, 2), normal(5), strides=[2, 2]),
+    "InstanceNormalization": one("InstanceNormalization", normal(4), normal(4)),
+    "ReduceMin": one("ReduceMin", ints(2)),
+    "Softplus": one("Softplus"),
+    "Sin": one("Sin"),
+    "Abs": one("Abs"),
+    "linear": one("Resize", *SIZES, mode="linear", axes=[2, 3]),
+    "cubic": one("Resize", *SIZES, mode="cubic", axes=[2, 3]),
+    "backwards": one("Slice", ints(-1), ints(-99), ints(2), ints(-1)),
+    "mirrored": one("Pad", MIRROR, mode="reflect"),
+    "repeated": one("Pad", MIRROR, mode="edge"),
+}
+KEPT = ("TopK", "Where", "ConvTranspose", "InstanceNormalization")
+
+
+def network(name: str) -> Any:
+    nodes, constants = TAILS[name]
+    made = graphs.graph([("Conv", ["x", "w"], ["h"], {}), *nodes], {"w": normal(4, 3, 3, 3), **constants},
+                        input_shape=(2, 3, 8, 8))  # fmt: skip
+    return prepare(made)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("paddle") is None, reason="Paddle Inference is the oracle")
+@pytest.mark.parametrize("name", TAILS)
+def test_all_files_give_what_is_simulated(tmp_path: Path, name: str) -> None:
+    model, x = network(name), normal(2, 3, 8, 8)
+    placement = place(model, "paddle_lite", PlacementOptions(skip_patterns=KEPT, scale_grid="short"))
+    qparams = minmax_qparams(model, placement, x)
+    with torch.no_grad():
+        module = GraphModule(model, placement=placement, qparams=qparams).eval()
+        simulated = module(torch.from_numpy(x)).numpy()
+        plain = GraphModule(model).eval()(torch.from_numpy(x)).numpy()
+    assert simulated.shape == plain.shape
+    assert name == "ArgMax" or not np.array_equal(simulated, plain), "nothing was rounded"
+    write_paddle(model, placement, qparams, tmp_path / "m.pdmodel", tmp_path / "m.pdiparams",
+                 json_path=tmp_path / "m.json")  # fmt: skip
+    write_onnx(model, placement, qparams, tmp_path / "m.onnx")
+    # cubic sums of 16 products: float32's last bits differ between the three
+    exact = name not in ("cubic", "linear", "InstanceNormalization", "ConvTranspose")
+    step = 0.0 if exact else float(np.abs(simulated).max()) / 127
+    for suffix, engine in (("pdmodel", "paddle"), ("json", "paddle"), ("onnx", "onnxruntime")):
+        (actual,) = open_session(tmp_path / f"m.{suffix}", engine, threads=1, optimize=False).run({"x": x})
+        difference = np.abs(actual.astype(np.float64) - simulated)
+        assert difference.max() <= step + 1e-6
+        assert (difference > 1e-6).mean() < 0.01
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_has_no_rule_names_the_pattern(name: str) -> None:
+    with pytest.raises(PlacementError, match=f"no int8 rule for '{name}'.*not_quant_pattern"):
+        place(network(name), "paddle_lite")
