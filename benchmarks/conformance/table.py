@@ -41,7 +41,7 @@ def markdown(results: Mapping[str, Result], heading: str, total: int | None = No
     lines = [
         heading,
         f"**{len(passed)} of {len(built)} exported models pass** "
-        f"({len(told) - len(built)} could not be exported by PaddlePaddle on this machine).{_coverage(told, total)}",
+        f"({len(told) - len(built)} were left out or not exported).{_coverage(told, total)}",
         "",
         "| model | form | parameters | float difference | full integer | agreement with float | ONNX Runtime | Paddle "
         "| Paddle `.json` | verdict |",
