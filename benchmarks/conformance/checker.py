@@ -102,7 +102,8 @@ class Check:
         files = export(quantized, self.folder / "int8", ("inference.pdmodel", "inference.pdiparams"))
         self.found["exports"] = True
         for name, path, engine, optimize in (
-            ("onnxruntime", files.onnx, "onnxruntime", True), ("paddle", files.paddle_model, "paddle", True),
+            ("onnxruntime_plain", files.onnx, "onnxruntime", False), ("onnxruntime", files.onnx, "onnxruntime", True),
+            ("paddle", files.paddle_model, "paddle", True),
             ("paddle_json", files.paddle_json, "paddle", True),
         ):  # fmt: skip
             self.step = f"run {name}"

@@ -3,8 +3,8 @@
     {"name": "ResNet50", "form": "json", "folder": "/tmp/x", "images": "/tmp/images.npy"}
 
 Weights are drawn as He et al. do; the statistics of BatchNorm are those of the given images, its gamma and beta are
-drawn too; the last layer tells the images apart, image k is of class k. So no operator is an identity, and classes do not
-tie. `--list` prints the names of all backbone constructors.
+drawn too; the last layer tells the images apart, image k is of class k. So no operator is an identity, and classes do
+not tie. `--list` prints the names of all backbone constructors.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _separate_classes(network, images):
     """The last layers become classifiers that tell these images apart, image k being of class k.
 
     Random layers would give logits that nearly tie, and then one step of rounding changes the class. Ridge regression
-    from the features f_k (centred) to one-hot vectors: W = (F F^T + a I)^-1 F, b = -W mean(f); other classes stay random.
+    from the centred features f_k to one-hot vectors: W = (F F^T + a I)^-1 F, b = -W mean(f); other classes stay random.
     """
     heads, features = _heads(network), {}
     hooks = [
@@ -166,17 +166,18 @@ def _heads(network):
     """Layers that give one logit per class."""
     found = []
     for layer in network.sublayers():
-        if isinstance(layer, nn.Linear) and layer.weight.shape[1] == 1000:
-            found.append(layer)
-        elif isinstance(layer, nn.Conv2D) and tuple(layer.weight.shape[::2]) == (1000, 1) and layer._groups == 1:
+        linear = isinstance(layer, nn.Linear) and layer.weight.shape[1] == 1000
+        pointwise = isinstance(layer, nn.Conv2D) and tuple(layer.weight.shape[::2]) == (1000, 1)
+        if linear or (pointwise and layer._groups == 1):
             found.append(layer)
     return found
 
 
 def _reparametrize(network):
+    """As PaddleClas does before it exports."""
     for layer in network.sublayers(include_self=True):
-        if hasattr(layer, "rep") and not getattr(layer, "is_repped", False):
-            layer.rep()
+        if hasattr(layer, "re_parameterize") and not getattr(layer, "is_repped", False):
+            layer.re_parameterize()
 
 
 def export(name, constructor, folder, images_file):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 #: A model passes where our float graph is that near to Paddle Inference, relative to the output's range,
@@ -20,7 +20,7 @@ def verdict(result: Result) -> str:
         return f"not exported: {result['export_error']}"
     if "error" in result:
         return str(result["error"])
-    if result["float_difference"] > FLOAT_TOLERANCE:
+    if not result["float_difference"] <= FLOAT_TOLERANCE:  # NaN fails too
         return f"float: differs from Paddle by {result['float_difference']:.1e} of the range"
     if not result["full_integer"]:
         return f"float tensors: {', '.join(result['float_tensors'][:3])}"
@@ -30,21 +30,29 @@ def verdict(result: Result) -> str:
     return "pass"
 
 
-def markdown(results: Mapping[str, Result], heading: str) -> str:
-    """The whole document. results: "name form" -> result; heading: the lines in front of the table."""
+def markdown(results: Mapping[str, Result], heading: str, total: int | None = None) -> str:
+    """The whole document. results: "name form" -> result; heading: the lines in front of the table.
+
+    total: how many constructors there are, so that it is told how many were not run.
+    """
     told = {key: verdict(result) for key, result in sorted(results.items())}
     built = [key for key in told if "export_error" not in results[key]]
     passed = [key for key in built if told[key] == "pass"]
     lines = [
         heading,
         f"**{len(passed)} of {len(built)} exported models pass** "
-        f"({len(told) - len(built)} could not be exported by PaddlePaddle on this machine).",
+        f"({len(told) - len(built)} were left out or not exported).{_coverage(told, total)}",
         "",
         "| model | form | parameters | float difference | full integer | agreement with float | ONNX Runtime | Paddle "
         "| Paddle `.json` | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     return "\n".join([*lines, *(_row(key, results[key], told[key]) for key in told), ""])
+
+
+def _coverage(keys: Iterable[str], total: int | None) -> str:
+    run = {key.split()[0] for key in keys}
+    return "" if total is None else f" Of {total} constructors {len(run)} were run in at least one form."
 
 
 def _row(key: str, result: Result, told: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,8 @@ from typing import Any
 class Worker:
     """`command` is started at the first task, and again after a crash, a time-out or `models` tasks (memory)."""
 
-    def __init__(
-        self, command: Sequence[str], log: Path, models: int = 12, environment: Mapping[str, str] | None = None
-    ):
+    def __init__(self, command: Sequence[str], log: Path, models: int = 12) -> None:
         self._command, self._log, self._models = list(command), log, models
-        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._done = 0
 
@@ -27,10 +23,11 @@ class Worker:
         if self._process is None:
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=self._environment
+                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
                 )
         process = self._process
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.write(json.dumps(dict(task)).encode() + b"\n")
         process.stdin.flush()
         ready, _, _ = select.select([process.stdout], [], [], seconds)

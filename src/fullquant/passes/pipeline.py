@@ -27,6 +27,7 @@ from fullquant.passes.fuse_hard_swish import fuse_hard_sigmoid, fuse_hard_swish
 from fullquant.passes.fuse_layer_norm import fold_layer_norm_parameters, fuse_layer_norm
 from fullquant.passes.global_pooling import global_pooling
 from fullquant.passes.infer_shapes import infer_shapes
+from fullquant.passes.merge_branches import merge_branches
 from fullquant.passes.normal_arithmetic import normal_arithmetic
 from fullquant.passes.normal_clip import normal_clip
 from fullquant.passes.normal_gemm import normal_gemm
@@ -70,6 +71,7 @@ PIPELINE: tuple[Pass, ...] = (
     fold_batch_norm,
     fold_matmul_affine,
     fold_scale_shift,
+    merge_branches,
     remove_unused,
 )
 #: Run when nothing else rewrites any more.
