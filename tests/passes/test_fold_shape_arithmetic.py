@@ -6,7 +6,6 @@ import numpy as np
 import onnx_ir as ir
 
 from fullquant.passes import run_passes
-from fullquant.passes.concat_constants import concat_constants
 from fullquant.passes.fold_shape_arithmetic import fold_shape_arithmetic
 from fullquant.passes.infer_shapes import infer_shapes
 from tests.graph.toy_models import check, operators, parse
@@ -40,36 +39,6 @@ def test_windows_that_multiply_the_batch() -> None:
     assert reshape.inputs[1] is not None
     assert reshape.inputs[1].const_value is not None
     assert list(reshape.inputs[1].const_value.numpy()) == [-1, 3, 4]
-
-
-def test_a_class_token() -> None:
-    rng = np.random.default_rng(3)
-    model = parse(
-        "g (float[N,5,4] x, float[1,1,4] token) => (float[N,6,4] y) { s = Shape(x)  n = Gather(s, zero)  "
-        "u = Unsqueeze(n, axis)  t = Concat <axis = 0> (u, one, four)  e = Expand(token, t)  "
-        "c = Concat <axis = 1> (e, x)  y = Add(c, position) }",
-        zero=np.int64(0), axis=np.int64([0]), one=ONE, four=np.int64([4]), position=rng.normal(size=(1, 6, 4)),
-    )  # fmt: skip
-    assert check(passes, model) > 0
-    assert set(operators(model)) == {"Pad", "Add"}
-
-
-def test_two_tokens_and_one_behind() -> None:
-    model = parse(
-        "g (float[N,5,4] x, float[1,1,4] a, float[1,2,4] b) => (float[N,9,4] y) { s = Shape(x)  n = Gather(s, zero)  "
-        "t = Concat <axis = 0> (n, m, m)  e = Expand(a, t)  f = Expand(b, t)  "
-        "y = Concat <axis = 1> (e, f, x, e) }",
-        zero=np.int64([0]), m=ONE,
-    )  # fmt: skip
-    assert check(passes, model) > 0
-    assert set(operators(model)) == {"Pad", "Add"}
-
-
-def test_a_model_for_one_image() -> None:
-    model = parse("g (float[1,5,4] x, float[1,1,4] a) => (float[1,6,4] y) { y = Concat <axis = 1> (a, x) }")
-    # The check runs batches of 1 and 3; the fixed shape is that of both.
-    assert concat_constants(model) == 1
-    assert operators(model) == ["Pad", "Add"]
 
 
 def test_an_open_height_is_left_alone() -> None:

@@ -28,7 +28,6 @@ from fullquant.graph.edit import (
     replace_uses,
     value_name,
 )
-from fullquant.passes.concat_constants import add_rows
 from fullquant.passes.constants import fold_constants
 from fullquant.passes.infer_shapes import infer_shapes
 from fullquant.passes.remove_unused import remove_unused
@@ -56,7 +55,7 @@ def fold_shape_arithmetic(model: ir.Model) -> int:
     """Replaces values that follow from the sizes of the image; returns how many.
 
     A value that is the same for every batch becomes an initializer. Where it depends on the batch: the target of a
-    Reshape or Expand gets 0, 1 or -1 there; rows of constants in a Concat (class tokens) become Pad and Add.
+    Reshape or Expand gets 0, 1 or -1 there.
     Only for models with one input whose other sizes are known; anything else is left as it is.
     """
     shape = dims(model.graph.inputs[0]) if len(model.graph.inputs) == 1 else None
@@ -118,7 +117,7 @@ def _apply(model: ir.Model, first: _Copy, second: _Copy) -> int:
 
 
 def _replace(value: ir.Value, first: _Copy, second: _Copy) -> int:
-    """A value that both copies know becomes an initializer if it is the same, or goes into a Concat behind it."""
+    """A value that both copies know becomes an initializer if it is the same."""
     name = value_name(value)
     one, two = first.constants[name], second.constants[name]
     node = value.producer()
@@ -130,27 +129,7 @@ def _replace(value: ir.Value, first: _Copy, second: _Copy) -> int:
         replace_uses(value, add_initializer(graph, name, one))
         prune(node)
         return 1
-    rows = _batch_rows(one, two, first, second)
-    if rows is None:
-        return 0
-    readers = [(use.node, use.idx) for use in value.uses() if use.node.op_type == "Concat"]
-    return sum(
-        add_rows(reader, index, rows, first.shapes.get(value_name(reader.outputs[0])))
-        for reader, index in readers
-        if reader.graph is not None  # a Concat that has the token twice is another node after the first
-    )
-
-
-def _batch_rows(one: Array, two: Array, first: _Copy, second: _Copy) -> Array | None:
-    """The constant of one image, [1, ...], where both hold it once for each image; else None."""
-    if one.ndim != two.ndim or one.ndim < 2 or one.dtype != np.float32 or one.shape[1:] != two.shape[1:]:
-        return None
-    if (one.shape[0], two.shape[0]) != (first.batch, second.batch):
-        return None
-    same = np.array_equal(one, np.broadcast_to(one[:1], one.shape)) and np.array_equal(
-        two, np.broadcast_to(one[:1], two.shape)
-    )
-    return one[:1].copy() if same else None
+    return 0
 
 
 def _with_static_target(node: ir.Node, first: _Copy, second: _Copy) -> bool:

@@ -12,7 +12,6 @@ from fullquant.errors import ModelError
 from fullquant.graph.verify import verify
 from fullquant.passes.affine_to_depthwise import affine_to_depthwise
 from fullquant.passes.batch_expand import batch_expand
-from fullquant.passes.concat_constants import concat_constants
 from fullquant.passes.constants import constants_to_initializers, fold_constants
 from fullquant.passes.explicit_attributes import explicit_attributes
 from fullquant.passes.fold_batch_norm import fold_batch_norm
@@ -49,7 +48,6 @@ PIPELINE: tuple[Pass, ...] = (
     fold_constants,
     fold_shape_arithmetic,
     normal_reshape,
-    concat_constants,
     free_batch,
     batch_expand,
     remove_identity,
