@@ -55,9 +55,7 @@ def _known_target(x: ir.Value, shape: ir.Value) -> list[int] | None:
         return None
     data = _sizes(x)
     copied = [isinstance(size, str) and data[axis : axis + 1] == [size] for axis, size in enumerate(sizes)]
-    target = [
-        size if isinstance(size, int) else 0 if same else -1 for size, same in zip(sizes, copied, strict=True)
-    ]
+    target = [size if isinstance(size, int) else 0 if same else -1 for size, same in zip(sizes, copied, strict=True)]
     return target if target.count(-1) <= 1 else None
 
 
