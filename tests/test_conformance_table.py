@@ -23,8 +23,8 @@ def _module(name: str) -> ModuleType:
 
 
 _GOOD: dict[str, Any] = {
-    "float_difference": 1e-6, "full_integer": True, "float_tensors": [], "agreement": 0.3, "onnxruntime_same": 1.0,
-    "paddle_same": 1.0, "paddle_json_same": 1.0, "parameters": 10,
+    "float_difference": 1e-6, "round_trip_difference": 1e-6, "full_integer": True, "float_tensors": [],
+    "agreement": 0.3, "onnxruntime_same": 1.0, "paddle_same": 1.0, "paddle_json_same": 1.0, "parameters": 10,
 }  # fmt: skip
 
 
@@ -34,6 +34,9 @@ _GOOD: dict[str, Any] = {
         ({}, "pass"),
         ({"float_difference": 2e-4}, "float: differs"),
         ({"float_difference": float("nan")}, "float: differs"),
+        ({"executor_difference": 2e-4}, "float in PyTorch: differs"),
+        ({"round_trip_difference": 2e-4}, "round trip to a Paddle program: differs"),
+        ({"round_trip_difference": float("nan")}, "round trip to a Paddle program: differs"),
         ({"full_integer": False, "float_tensors": ["t"]}, "float tensors: t"),
         ({"paddle_same": 0.98}, "exported: 98%"),
         ({"error": "read: no translation"}, "read: no translation"),

@@ -31,6 +31,7 @@ from fullquant.readers import read_model
 from fullquant.runtime.executor import GraphModule
 from fullquant.runtime.sessions import Session, open_session
 from fullquant.runtime.simulator import Simulator
+from fullquant.writers.program_desc import write_paddle
 
 Array = npt.NDArray[np.float32]
 CALIBRATION = 8
@@ -94,6 +95,8 @@ class Check:
         self.found["float_difference"] = _difference(paddle, mine)
         teacher = GraphModule(model).eval()
         self.found["executor_difference"] = _difference(paddle, _predict(teacher, test))
+        self.step = "round trip"
+        self.found["round_trip_difference"] = self._round_trip(model, paddle, test)
         self.step = "quantize"
         quantized = self._quantized(model, teacher)
         simulated = _predict(quantized.student, test)
@@ -112,6 +115,18 @@ class Check:
             outputs = _run(open_session(path, engine, optimize=optimize), test)
             self.found[f"{name}_difference"] = _difference(simulated, outputs)
             self.found[f"{name}_same"] = _same(simulated, outputs)
+
+    def _round_trip(self, model: Any, paddle: Array, test: Array) -> float:
+        """The float graph, written as a Paddle program in both forms, from the original; the larger difference."""
+        folder = self.folder / "float"
+        folder.mkdir()
+        program, params, program3 = (folder / f"inference.{end}" for end in ("pdmodel", "pdiparams", "json"))
+        try:
+            write_paddle(model, None, {}, program, params, json_path=program3)
+            runs = [_run(open_session(path, "paddle"), test) for path in (program, program3)]
+        finally:
+            shutil.rmtree(folder)
+        return float(np.max([_difference(paddle, outputs) for outputs in runs]))  # a NaN stays one
 
     def _quantized(self, model: Any, teacher: GraphModule) -> QuantizedModel:
         config = load_config({"QuantPost": {}})
