@@ -62,7 +62,7 @@ TAILS: dict[str, tuple[list[Any], dict[str, np.ndarray]]] = {
     "mirrored": one("Pad", MIRROR, mode="reflect"),
     "repeated": one("Pad", MIRROR, mode="edge"),
 }
-KEPT = ("TopK", "Where", "ConvTranspose", "InstanceNormalization")
+KEPT = ("TopK", "Where", "ConvTranspose")
 
 
 def network(name: str) -> Any:
