@@ -145,11 +145,30 @@ def test_cases_cover_the_table(paddle_programs: Path) -> None:
     }
     constants = {"fill_constant", "full_int_array", "assign_value", "range", "linspace"}  # leave no node behind
     by_hand = {"pad2d", "mean", "full_with_tensor", "unstack", "expand_as_v2", "softplus", "shape64", "reciprocal"}
+    by_hand |= {"set_value", "set_value_with_tensor"}
     # the older form of int8 files: tests/writers/test_paddle_fake_quantize.py, test_pir.py
     older = {row.types[0] for row in LEGACY.values() if row.types[0].startswith("fake_")}
     assert len(older) == 4
     rows = {row.types[0] for row in (*LEGACY.values(), *PIR.values())}
     assert rows - used - constants - by_hand - older == set()
+
+
+@pytest.mark.parametrize("value", ["attribute", "tensor"])
+def test_a_part_of_a_constant_is_assigned(tmp_path: Path, value: str) -> None:
+    attributes = {
+        "axes": [0, 1], "starts": [1, -6], "ends": [3, 100], "steps": [1, 2], "decrease_axes": [], "none_axes": [],
+        "shape": [1], "values": [0.5],
+    }  # fmt: skip
+    calls = [
+        ("fill_constant", {}, {"Out": ["mask"]}, {"shape": [6, 8], "value": 2.0, "dtype": 5}),
+        ("fill_constant", {}, {"Out": ["half"]}, {"shape": [1], "value": 0.5, "dtype": 5}),
+        ("set_value", {"Input": ["mask"], **({"ValueTensor": ["half"]} if value == "tensor" else {})},
+         {"Out": ["set"]}, {**attributes, "values": [] if value == "tensor" else [0.5]}),
+        ("elementwise_mul", {"X": ["x"], "Y": ["set"]}, {"Out": ["y"]}, {"axis": -1}),
+    ]  # fmt: skip
+    mask = np.full((6, 8), 2.0, np.float32)
+    mask[1:3, -6:100:2] = 0.5
+    np.testing.assert_allclose(run(read_model(write_program(tmp_path, calls)), X), X * mask)
 
 
 X = np.random.default_rng(0).uniform(-3, 3, (2, 3, 6, 8)).astype(np.float32)

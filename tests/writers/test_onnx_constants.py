@@ -21,7 +21,7 @@ from tests.writers.qdq_oracle import evaluate
 def test_a_shared_bias_has_a_scale_per_reader() -> None:
     model = parse(
         "g (float[N,4,6,6] x, float[4,4,1,1] w0, float[4,4,1,1] w1, float[4] b) => (float y) "
-        "{ a = Conv(x, w0, b)  c = Conv(x, w1, b)  y = Add(a, c) }"
+        "{ a = Conv(x, w0, b)  d = Conv(x, w1, b)  c = Relu(d)  y = Add(a, c) }"
     )
     placement, qparams, inputs = quantized(prepare(model))
     built = build_onnx(model, placement, qparams)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -49,20 +50,26 @@ def _expand(node: ir.Node, image: ir.Value, batch: str) -> bool:
         constant = add_initializer(graph_of(node), f"{node.name}.target", np.asarray([1, *known], dtype=np.int64))
         node.replace_input_with(1, constant)
         return True
-    if not known or _is_normal(target, image):
+    if not known or takes_batch(target, image):
         return False
     # 1 means "as it is" to ONNX, Paddle wants the size.
     behind = [1] * (len(sizes) - len(data)) + list(data)
     known = [
         kept if size == 1 and isinstance(kept, int) else size for size, kept in zip(known, behind[1:], strict=True)
     ]
-    rest = add_initializer(graph_of(node), f"{node.name}.sizes", np.asarray(known, dtype=np.int64))
-    size = insert_before(node, "Shape", [image], {"start": 0, "end": 1})
-    node.replace_input_with(1, insert_before(node, "Concat", [size, rest], {"axis": 0}))
+    take_batch(node, image, known)
     return True
 
 
-def _is_normal(target: ir.Value, image: ir.Value) -> bool:
+def take_batch(node: ir.Node, image: ir.Value, known: Sequence[int]) -> None:
+    """The target of an Expand becomes Concat(Shape(image)[0:1], known)."""
+    rest = add_initializer(graph_of(node), f"{node.name}.sizes", np.asarray(known, dtype=np.int64))
+    size = insert_before(node, "Shape", [image], {"start": 0, "end": 1})
+    node.replace_input_with(1, insert_before(node, "Concat", [size, rest], {"axis": 0}))
+
+
+def takes_batch(target: ir.Value, image: ir.Value) -> bool:
+    """Whether a target has that form already."""
     joined = producer_of(target, "Concat")
     if joined is None or len(joined.inputs) != 2 or ints_constant(joined.inputs[1]) is None:
         return False

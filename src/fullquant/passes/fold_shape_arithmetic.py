@@ -28,6 +28,7 @@ from fullquant.graph.edit import (
     replace_uses,
     value_name,
 )
+from fullquant.passes.batch_expand import take_batch, takes_batch
 from fullquant.passes.constants import fold_constants
 from fullquant.passes.infer_shapes import infer_shapes
 from fullquant.passes.remove_unused import remove_unused
@@ -128,6 +129,13 @@ def _replace(value: ir.Value, first: _Copy, second: _Copy) -> int:
         value.name = None
         replace_uses(value, add_initializer(graph, name, one))
         prune(node)
+        return 1
+    # The rows of one image repeated for each, such as a class token.
+    sizes = (one.shape[:1], two.shape[:1]) == ((first.batch,), (second.batch,))
+    target = node.inputs[1] if node.op_type == "Expand" and len(node.inputs) > 1 else None
+    image = graph_of(node).inputs[0]
+    if sizes and target is not None and one.shape[1:] == two.shape[1:] and not takes_batch(target, image):
+        take_batch(node, image, one.shape[1:])
         return 1
     return 0
 
