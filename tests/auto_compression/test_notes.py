@@ -26,3 +26,13 @@ def test_kernels_that_differ(vnni: str | None, cause: str) -> None:
 
 def test_kernels_that_agree_need_no_remark() -> None:
     assert notes(_rows(0.997), "no") == []
+
+
+@pytest.mark.parametrize(
+    ("vnni", "remedy"), [("no", "reduce_range"), ("yes", "target: openvino"), (None, "target: openvino")]
+)
+def test_openvino_that_computes_something_else(vnni: str | None, remedy: str) -> None:
+    (note,) = notes([ResultRow("PTQ", "openvino", True, same_as_simulated=0.083)], vnni)
+    assert note.startswith("PTQ: OpenVINO gives another class than the file means on 91.7%")
+    assert remedy in note
+    assert notes([ResultRow("PTQ", "openvino", True, same_as_simulated=0.97)], vnni) == []
