@@ -411,8 +411,10 @@ def test_a_length_of_terabytes_is_not_allocated(tmp_path: Path) -> None:
     paddle(tmp_path)
     path = tmp_path / "model.pdiparams"
     data = path.read_bytes()
-    dims = b"\x10\x04\x10\x05"  # of v, [4, 5]: TensorDesc holds one varint for each
-    assert dims in data
-    path.write_bytes(data.replace(dims, b"\x10\x04\x10\x7f").replace(b"\x10\x04\x10\x7f", b"\x10\x7f\x10\x7f"))
-    with pytest.raises(FullquantError, match=r"model\.pdiparams"):
+    # TensorDesc of v: 6 bytes, type 5 (float32), sizes 4 and 5; a size of 2**40 is a varint of six bytes
+    honest = b"\x06\x00\x00\x00\x08\x05\x10\x04\x10\x05"
+    claims = b"\x0b\x00\x00\x00\x08\x05\x10\x80\x80\x80\x80\x80\x20\x10\x05"
+    assert data.count(honest) == 1
+    path.write_bytes(data.replace(honest, claims))
+    with pytest.raises(FullquantError, match=r"model\.pdiparams.*needs 21990232555520 bytes"):
         read(tmp_path)
