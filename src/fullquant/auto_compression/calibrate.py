@@ -17,6 +17,7 @@ from fullquant.calibration.correction import correct_statistics
 from fullquant.calibration.fisher import averaged_tensors, fisher_qparams
 from fullquant.calibration.observers import EveryObserver
 from fullquant.calibration.rounding import compensate_rounding
+from fullquant.calibration.sums import agreeing_sums
 from fullquant.config import ObserverSettings
 from fullquant.data.progress import ProgressBar
 from fullquant.distributed import ALONE, World
@@ -172,6 +173,7 @@ class _Calibration:
                 observer.choose(name)
             averaged = averaged_tensors(self.model, self.placement) if fisher else []
             activations = observed_qparams(self.observers, self.placement) | {t: fisher[t] for t in averaged}
+        activations = agreeing_sums(self.model, self.placement, activations)
         return activations | calibrate_weights(self.model, self.placement, activations)
 
     def _changed(self, base: _Candidate, what: str, change: Callable[[GraphModule], object]) -> _Candidate:

@@ -14,9 +14,8 @@ import onnx_ir as ir
 
 from fullquant.auto_compression.loaders import TrainingData
 from fullquant.auto_compression.validation import Validation
-from fullquant.calibration.calibrator import (
-    raise_to_bias_floors,
-)
+from fullquant.calibration.calibrator import raise_to_bias_floors
+from fullquant.calibration.sums import agreeing_sums, settle_sums
 from fullquant.config import Config, QuantAware
 from fullquant.data.progress import ProgressBar
 from fullquant.distributed import ALONE, World
@@ -65,13 +64,15 @@ def placement_options(config: Config) -> PlacementOptions:
 def finished(model: ir.Model, student: GraphModule) -> QuantizedModel:
     """Learned weights and scales as the writers want them; the student is set to exactly what is written.
 
-    A weight scale below the floor that keeps its bias inside int32 is raised.
+    The scale of a sum that integer kernels would round otherwise is raised, and a weight scale below the floor that
+    keeps its bias inside int32.
     """
     placement = student.placement
     assert placement is not None
     final = ir.from_proto(ir.to_proto(model))
     student.store_weights(final)
-    qparams = raise_to_bias_floors(final, placement, student.current_qparams())
+    settled = agreeing_sums(final, placement, student.current_qparams())
+    qparams = raise_to_bias_floors(final, placement, settled)
     student.set_qparams(qparams)
     return QuantizedModel(final, placement, student.current_qparams(), student)
 
@@ -131,9 +132,14 @@ def train(
     optimizer = build_optimizer(settings.optimizer, groups, schedule.lr_at(0))
     other, terms = _teacher_and_terms(model, teacher, config)
     bar = _TrainingBar(plan.steps, student, validation.name, plan.progress)
+
+    def score(module: GraphModule) -> Score:
+        settle_sums(module, model)  # what is judged, and kept, has the scales that can be written
+        return validation.score(Simulator(module))
+
     trainer = QatTrainer(
         other, student, terms, data.batches, optimizer,
-        lambda module: validation.score(Simulator(module)),
+        score,
         QatSettings(
             steps=plan.steps, eval_every=settings.eval_iter, log_every=settings.logging_iter,
             learning_rate=schedule.lr_at, target=settings.target_metric, checkpoint_every=settings.checkpoint_iter,

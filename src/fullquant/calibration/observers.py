@@ -48,7 +48,9 @@ def qparams_of_range(low: float, high: float, spec: QuantSpec) -> QParams:
     """The grid that covers [low, high], 0 included.
 
     Symmetric: scale = max(|low|, |high|) / qmax. Affine: scale = (high - low) / (qmax - qmin),
-    zero_point = qmin - low / scale, rounded (Jacob et al. 2018, arXiv:1712.05877, section 2.1).
+    zero_point = qmin - low / scale, rounded (Jacob et al. 2018, arXiv:1712.05877, section 2.1) to an even number: a
+    kernel that adds the zero point before it rounds half to even then rounds as one that adds it afterwards
+    (decision 0019).
     """
     low, high = min(low, 0.0), max(high, 0.0)
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -56,8 +58,12 @@ def qparams_of_range(low: float, high: float, spec: QuantSpec) -> QParams:
     if spec.symmetric:
         return symmetric(spec, max(-low, high, _SMALLEST_RANGE) / spec.qmax)
     scale = spec.nearest_scale(max(high - low, _SMALLEST_RANGE) / (spec.qmax - spec.qmin))
-    zero_point = int(np.clip(np.rint(spec.qmin - low / scale), spec.qmin, spec.qmax))
+    zero_point = int(np.clip(2 * np.rint((spec.qmin - low / scale) / 2), _even(spec.qmin, 1), _even(spec.qmax, -1)))
     return QParams(spec, np.asarray(scale), np.asarray(zero_point))
+
+
+def _even(end: int, inwards: int) -> int:
+    return end + inwards * (end % 2)
 
 
 class MinMaxObserver:

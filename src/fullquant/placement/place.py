@@ -97,7 +97,6 @@ class _Builder:
         self.skipped |= options.skip_nodes
         self.parent: dict[str, str] = {}
         self.fused: dict[str, str] = {}  # tensor inside a fused kernel -> why
-        self.sums: set[str] = set()  # roots of the groups that a sum of two tensors belongs to
         self.signed: set[str] = set()  # roots of the groups with a tensor that may be below 0
 
     # ---- the two modes -----------------------------------------------------------------------------------------
@@ -106,7 +105,6 @@ class _Builder:
         self._check_roles()
         self._fuse_clamps()
         self._share_moves()
-        self.sums = {self._root(str(n.outputs[0].name)) for n in self.nodes if _is_sum(n)}
         self.signed = self._signed_groups()
         decisions: dict[str, Decision] = {}
         for value in self._activations():
@@ -251,15 +249,8 @@ class _Builder:
         return Decision(name, "activation", self._grid(name), reason, consumers=consumers)
 
     def _grid(self, name: str) -> QuantSpec:
-        """The grid of an activation.
-
-        A kernel that adds two tensors adds two products, each rounded; only a power of two keeps their sum exact. With
-        reduce_range, integer kernels are expected to give the simulation's numbers, and sums get such a scale.
-        """
-        grid = self.activation if self._root(name) in self.signed else self.non_negative
-        if self.options.scale_grid == "short" and self.options.reduce_range and self._root(name) in self.sums:
-            return replace(grid, mantissas=POWERS_OF_TWO)
-        return grid
+        """The grid of an activation."""
+        return self.activation if self._root(name) in self.signed else self.non_negative
 
     def _signed_groups(self) -> set[str]:
         """Roots of the groups with a tensor that a kernel rounds and that may be below 0."""
@@ -284,10 +275,6 @@ class _Builder:
 
 def _name(node: ir.Node) -> str:
     return str(node.name)
-
-
-def _is_sum(node: ir.Node) -> bool:
-    return node.op_type in ("Add", "Sub") and all(v is not None and _is_activation(v) for v in node.inputs)
 
 
 def _is_activation(value: ir.Value) -> bool:
