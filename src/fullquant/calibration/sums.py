@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 
 import numpy as np
 import onnx_ir as ir
 
 from fullquant.graph.edit import constant_value, value_name
-from fullquant.numerics.qparams import QParams, QuantSpec, symmetric
+from fullquant.numerics.qparams import QParams
 from fullquant.numerics.sums import rounds_alike
 from fullquant.placement.constants import adds_bias
 from fullquant.placement.decision import Decision, Placement
@@ -16,22 +17,23 @@ from fullquant.runtime.executor import GraphModule
 
 
 def agreeing_sums(model: ir.Model, placement: Placement, qparams: Mapping[str, QParams]) -> dict[str, QParams]:
-    """The same scales, those of sums raised to the next with which `rounds_alike` holds, by a third at most each time.
+    """The same scales, some of those around sums raised, at most to the next power of two, so that `rounds_alike` holds.
 
-    qparams: of every activation that owns a scale; an Add with a constant whose scale is missing is left out. Only
-    short scales change (`QuantSpec.mantissas`): with any others no sum is half-way but by accident. A power of two
-    always agrees, so that the end is reached.
+    Of the three scales of a sum those are raised whose rounding errors then grow least: least sum of scale**2.
+    qparams: of every activation that owns a scale; a sum with a constant whose scale is missing is left out. Only short
+    scales change (`QuantSpec.mantissas`): with any others no sum is half-way but by accident.
     """
     found = dict(qparams)
     sums = [operands for node in model.graph if (operands := _operands(node, placement)) is not None]
+    sums = [owners for owners in sums if all(owner in found and found[owner].spec.mantissas for owner in owners)]
     changed = True
-    while changed:  # a scale that was raised may be an operand of another sum, or belong to several
+    while changed:  # a scale that was raised may belong to other sums; powers of two are never raised, and agree
         changed = False
-        for first, second, result in sums:
-            if first in found and second in found and result in found:
-                raised = _raised(found[first], found[second], found[result])
-                changed |= raised is not found[result]
-                found[result] = raised
+        for owners in sums:
+            for owner, scale in zip(owners, _agreeing(owners, found), strict=True):
+                if scale != float(found[owner].scale):
+                    found[owner] = _with_scale(found[owner], scale)
+                    changed = True
     return found
 
 
@@ -67,25 +69,22 @@ def _is_read(decision: Decision, node: ir.Node, *, is_constant: bool) -> bool:
     return is_constant or decision.consumers is None or node.name in decision.consumers or decision.fused
 
 
-def _raised(first: QParams, second: QParams, result: QParams) -> QParams:
-    """The result's grid with the smallest scale from its own upwards that agrees."""
-    spec = result.spec
-    scale = float(result.scale)
-    if not spec.mantissas:
-        return result
-    # The factors within one octave lead past a power of two, which agrees.
-    while not rounds_alike(float(first.scale), float(second.scale), scale):
-        scale = _next(scale, spec)
-    return result if scale == float(result.scale) else _with_scale(result, scale)
+def _agreeing(owners: tuple[str, str, str], qparams: Mapping[str, QParams]) -> tuple[float, ...]:
+    """The scales of two operands and their sum, raised as little as possible."""
+    distinct = list(dict.fromkeys(owners))  # x + x, or a sum that shares the scale of an operand
+    options = [_up_to_power_of_two(qparams[owner]) for owner in distinct]
+    chosen = (dict(zip(distinct, scales, strict=True)) for scales in product(*options))
+    agreeing = (found for found in chosen if rounds_alike(*(found[owner] for owner in owners)))
+    least = min(agreeing, key=lambda found: sum(scale * scale for scale in found.values()))
+    return tuple(least[owner] for owner in owners)
 
 
-def _next(scale: float, spec: QuantSpec) -> float:
-    mantissa, exponent = np.frexp(scale)
-    larger = [m for m in spec.mantissas if m > 2 * mantissa]
-    return float(np.ldexp(larger[0] if larger else 2.0, int(exponent) - 1))
+def _up_to_power_of_two(params: QParams) -> list[float]:
+    """The scale and the larger ones that its grid has, up to the next power of two."""
+    mantissa, exponent = np.frexp(float(params.scale))
+    larger = [m for m in (*params.spec.mantissas, 2.0) if m >= 2 * mantissa] if mantissa != 0.5 else [1.0]
+    return [float(np.ldexp(m, int(exponent) - 1)) for m in larger]
 
 
 def _with_scale(params: QParams, scale: float) -> QParams:
-    if params.spec.symmetric:
-        return symmetric(params.spec, scale)
-    return QParams(params.spec, np.float32(scale), params.zero_point)
+    return QParams(params.spec, np.asarray(scale, np.float32), params.zero_point)
