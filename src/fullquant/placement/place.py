@@ -97,6 +97,7 @@ class _Builder:
         self.skipped |= options.skip_nodes
         self.parent: dict[str, str] = {}
         self.fused: dict[str, str] = {}  # tensor inside a fused kernel -> why
+        self.softmaxes: set[str] = set()  # roots of the groups with the output of a Softmax
         self.signed: set[str] = set()  # roots of the groups with a tensor that may be below 0
 
     # ---- the two modes -----------------------------------------------------------------------------------------
@@ -105,6 +106,7 @@ class _Builder:
         self._check_roles()
         self._fuse_clamps()
         self._share_moves()
+        self.softmaxes = {self._root(str(n.outputs[0].name)) for n in self.nodes if n.op_type == "Softmax"}
         self.signed = self._signed_groups()
         decisions: dict[str, Decision] = {}
         for value in self._activations():
@@ -249,8 +251,15 @@ class _Builder:
         return Decision(name, "activation", self._grid(name), reason, consumers=consumers)
 
     def _grid(self, name: str) -> QuantSpec:
-        """The grid of an activation."""
-        return self.activation if self._root(name) in self.signed else self.non_negative
+        """The grid of an activation.
+
+        ONNX Runtime's QLinearSoftmax divides by a whole number of steps, floor(1 / scale): only a power of two gives
+        what the file says (decision 0019).
+        """
+        grid = self.activation if self._root(name) in self.signed else self.non_negative
+        if self.options.scale_grid == "short" and self._root(name) in self.softmaxes:
+            return replace(grid, mantissas=POWERS_OF_TWO)
+        return grid
 
     def _signed_groups(self) -> set[str]:
         """Roots of the groups with a tensor that a kernel rounds and that may be below 0."""

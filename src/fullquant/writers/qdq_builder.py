@@ -14,6 +14,7 @@ from fullquant.graph.edit import consumers, input_at, producer_of, taken_names, 
 from fullquant.numerics import affine
 from fullquant.numerics.qparams import FloatArray, QParams, QuantSpec
 from fullquant.placement.decision import Decision, Placement
+from fullquant.writers.integer_padding import padding_value, split_padded_averages
 from fullquant.writers.onnx_constants import ConstantWriter, NameRegister, StorageType, own_storage, storage_offset
 
 _DTYPES = {"int8": ir.DataType.INT8, "uint8": ir.DataType.UINT8}
@@ -23,7 +24,7 @@ _DTYPES = {"int8": ir.DataType.INT8, "uint8": ir.DataType.UINT8}
 class Layout:
     """How the same quantization is written for one runtime.
 
-    integer_clamp: Relu and Clip act on the integers, behind QuantizeLinear.
+    integer_clamp: Relu and Clip act on the integers, behind QuantizeLinear; so does Pad, with the zero point.
     int32_bias: biases are int32 constants; else float32 ones with the same, rounded values.
     zero_point_free: every zero point must be 0, so activations are int8.
     storage: of activations: one type for all, or None: that of each grid, so that a symmetric one has zero point 0.
@@ -49,6 +50,8 @@ class QdqBuilder:
     ) -> None:
         self.graph, self.placement, self.qparams = graph, placement, qparams
         self.layout, self.storage, self.weight_type = layout, storage, weight_type
+        if layout.integer_clamp:
+            self.placement = split_padded_averages(graph, placement, self._has_offset)
         self.names = NameRegister(taken_names(graph))
         self.constants = ConstantWriter(graph, self.names)
         #: Tensor -> its integers, the output of QuantizeLinear or of the Clip behind it.
@@ -68,7 +71,7 @@ class QdqBuilder:
         for value in list(self.graph.inputs):
             self._write_activation(value, None)
         for node in nodes:
-            if not self._write_integer_clamp(node):
+            if not self._write_integer_clamp(node) and not self._write_integer_pad(node):
                 for value in node.outputs:
                     self._write_activation(value, node)
         self._drop_unread_initializers()
@@ -96,6 +99,12 @@ class QdqBuilder:
 
     def _storage(self, spec: QuantSpec) -> StorageType:
         return self.storage or own_storage(spec)
+
+    def _has_offset(self, tensor: str) -> bool:
+        """Whether 0 is another integer than 0 in the file."""
+        params = self._activation_params(tensor)
+        offset = storage_offset(params.spec, self._storage(params.spec), tensor)
+        return bool(np.any(params.zero_point + offset != 0))
 
     def _decision(self, value: ir.Value | None) -> Decision | None:
         decision = None if value is None or not value.name else self.placement.get(value.name)
@@ -193,6 +202,35 @@ class QdqBuilder:
         self.graph.remove(node, safe=True)
         return True
 
+    def _write_integer_pad(self, node: ir.Node) -> bool:
+        """a -> QuantizeLinear -> Pad with the integer that stands for the constant -> DequantizeLinear; True if done.
+
+        OpenVINO moves a DequantizeLinear behind a Pad of floats along one axis, and then pads with the integer 0
+        whatever the zero point is (2026.4.1; decision 0019). Other runtimes are spared a pass in float.
+        """
+        before, after = input_at(node, 0), node.outputs[0]
+        decision = self._decision(after)
+        value = padding_value(node) if self.layout.integer_clamp and node.op_type == "Pad" else None
+        if value is None or before is None or decision is None or decision.fused or decision.consumers is not None:
+            return False
+        tensor, source = value_name(after), self.tensor_of.get(value_name(before))
+        if source is None or self.placement.scale_owner(source) != self.placement.scale_owner(tensor):
+            return False
+        cursor = _Cursor(self.graph, node)
+        params = self._activation_params(tensor)
+        storage = self._storage(params.spec)
+        filling = affine.quantize(value, params) + storage_offset(params.spec, storage, tensor)
+        constant = self.constants.initializer(f"{tensor}.filling", filling.astype(storage))
+        inputs = [self.integers[source], node.inputs[1], constant, *node.inputs[3:]]
+        integers = self._insert(cursor, "Pad", inputs, str(node.name), f"{tensor}.quantized", after)
+        integers.type = ir.TensorType(_DTYPES[storage])
+        self._dequantize(cursor, tensor, integers, after, list(after.uses()), after.is_graph_output())
+        self.graph.remove(node, safe=True)
+        maker = before.producer()
+        if maker is not None and not list(before.uses()) and not before.is_graph_output():
+            self.graph.remove(maker, safe=True)
+        return True
+
     def _quantize(self, cursor: _Cursor, tensor: str, value: ir.Value, bounds: tuple[int, int]) -> ir.Value:
         """The integers of a tensor, inside `bounds` (in the numbers of its spec)."""
         params = self._activation_params(tensor)
@@ -266,7 +304,7 @@ class QdqBuilder:
         self.tensor_of[value_name(result)] = tensor
 
     def _insert(
-        self, cursor: _Cursor, op_type: str, inputs: list[ir.Value], name: str, output: str, like: ir.Value
+        self, cursor: _Cursor, op_type: str, inputs: list[ir.Value | None], name: str, output: str, like: ir.Value
     ) -> ir.Value:
         node = ir.node(op_type, inputs)
         node.name = self.names.reserve(name)
