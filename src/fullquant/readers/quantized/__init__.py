@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from fullquant.errors import ModelError
+from fullquant.graph.edit import taken_names
 from fullquant.graph.verify import verify
 from fullquant.numerics.qparams import QParams
 from fullquant.placement.decision import Placement
 from fullquant.readers.quantized.activations import read_activations
 from fullquant.readers.quantized.constants import read_constants
 from fullquant.readers.quantized.decisions import decide
+from fullquant.readers.quantized.integer_pads import float_pads
 from fullquant.readers.quantized.layers import fold_moved_constants, merge_biases
 
 __all__ = ["QuantizedGraph", "integer_nodes", "is_quantized", "refuse_quantized", "split_quantizers"]
@@ -33,7 +35,8 @@ class QuantizedGraph:
     """model: the float graph, weights and biases dequantized (scale * (q - zero_point)), names of the source.
 
     placement: a decision for each float tensor. qparams: the grid of each tensor that owns a scale.
-    places: {rounded activation: names of the file's values that hold it before and after its rounding}.
+    places: {rounded activation: names of the file's values that hold it before and after its rounding}, where
+        the file has them: not of the input of a Pad of integers.
     """
 
     model: ir.Model
@@ -67,12 +70,13 @@ def split_quantizers(model: ir.Model) -> QuantizedGraph:
     """The float graph, placement and scales of a graph with QuantizeLinear and DequantizeLinear, as a new model.
 
     model: as `read_model` gives it. Placement.target is the one that the file names, else one with such grids.
-    ModelError, naming the tensor: for a graph without quantizers, for integers that anything but DequantizeLinear and
-    Clip reads, for a tensor that is rounded in two ways, and for grids that the simulation does not have.
+    ModelError, naming the tensor: for a graph without quantizers, for integers that anything but DequantizeLinear, Clip
+    and Pad reads, for a tensor that is rounded in two ways, and for grids that the simulation does not have.
     """
     if not is_quantized(model):
         raise ModelError("the model holds no quantizers, it is a float model; quantize it first")
     copy = model.clone()
+    float_pads(copy.graph)
     weights, biases = read_constants(copy.graph)
     activations = read_activations(copy.graph)
     fold_moved_constants(copy.graph, weights)
@@ -82,5 +86,6 @@ def split_quantizers(model: ir.Model) -> QuantizedGraph:
             copy.graph.initializers.pop(name)
     placement, qparams = decide(copy, weights, biases, activations)
     verify(copy)
-    places = {name: (read.before, read.after) for name, read in activations.items()}
+    there = taken_names(model.graph)
+    places = {name: (read.before, read.after) for name, read in activations.items() if read.after in there}
     return QuantizedGraph(copy, placement, qparams, places)
