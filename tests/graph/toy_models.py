@@ -59,10 +59,11 @@ def _declare(graph: ir.Graph, name: str, array: Array) -> None:
     graph.register_initializer(value)
 
 
-def run(model: ir.Model, feed: Array) -> Array:
-    """The model's only output in ONNX Runtime, optimisations off."""
+def run(model: ir.Model, feed: Array, *, optimise: bool = False) -> Array:
+    """The model's only output in ONNX Runtime, optimisations off unless they are asked for."""
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])

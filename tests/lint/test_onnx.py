@@ -225,6 +225,33 @@ def moved_to_another_scale(model: ir.Model) -> str:
     return str(node.outputs[0].name)
 
 
+def _padded(model: ir.Model, kind: str, extra: list[ir.Value], attributes: dict[str, object]) -> str:
+    """Puts an operator that pads floats and quantizers of the same grid between an activation and its readers."""
+    data = behind_quantizer(model, 1)
+    grid, values = list(data.inputs[1:3]), [data.outputs[0], *extra]
+    pad = ir.node(kind, values, attributes, name="padding")
+    again = ir.node("QuantizeLinear", [pad.outputs[0], *grid], name="again")
+    back = ir.node("DequantizeLinear", [again.outputs[0], *grid], name="back")
+    for node in (pad, again, back):
+        node.outputs[0].name = f"{node.name}.out"
+    readers = list(data.outputs[0].uses())
+    model.graph.insert_after(data, [pad, again, back])
+    for node, index in readers:
+        node.replace_input_with(index, back.outputs[0])
+    return "padding.out"
+
+
+def float_pad(model: ir.Model) -> str:
+    pads = ir.Value(name="pads", const_value=ir.Tensor(np.array([0, 1, 0, 0, 0, 0, 0, 0]), name="pads"))
+    model.graph.register_initializer(pads)
+    return _padded(model, "Pad", [pads], {})
+
+
+def counted_padding(model: ir.Model) -> str:
+    attributes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}
+    return _padded(model, "AveragePool", [], attributes)
+
+
 DAMAGES: Mapping[str, tuple[str, Damage]] = {
     damage.__name__: (rule, damage)
     for rule, damage in (
@@ -235,6 +262,7 @@ DAMAGES: Mapping[str, tuple[str, Damage]] = {
         ("axis", axis_of_inputs), ("scale-shape", few_scales), ("operand-types", mixed_operands),
         ("bias-scale", bias_at_another_scale), ("bias-length", long_bias),
         ("int32-overflow", bias_at_the_end_of_int32), ("same-scale", moved_to_another_scale),
+        ("padding", float_pad), ("padding", counted_padding),
     )
 }  # fmt: skip
 

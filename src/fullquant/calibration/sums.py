@@ -17,7 +17,7 @@ from fullquant.runtime.executor import GraphModule
 
 
 def agreeing_sums(model: ir.Model, placement: Placement, qparams: Mapping[str, QParams]) -> dict[str, QParams]:
-    """The same scales, some of those around sums raised, at most to the next power of two, so that `rounds_alike` holds.
+    """The same scales, some of those around sums raised so that `rounds_alike` holds, at most to a power of two.
 
     Of the three scales of a sum those are raised whose rounding errors then grow least: least sum of scale**2.
     qparams: of every activation that owns a scale; a sum with a constant whose scale is missing is left out. Only short

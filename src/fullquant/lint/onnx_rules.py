@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fullquant.errors import ModelError
+from fullquant.graph.edit import attribute_int, attribute_ints, attribute_string
 from fullquant.lint.finding import Finding
 from fullquant.lint.onnx_graph import (
     axis_of,
@@ -194,8 +195,32 @@ def same_scales(graph: ir.Graph) -> Iterator[Finding]:
                     yield _of("same-scale", value, node, "another scale or zero point behind it than in front")
 
 
+def paddings(graph: ir.Graph) -> Iterator[Finding]:
+    """Floats with a zero point other than 0 are not padded by an operator that OpenVINO moves into the integers.
+
+    OpenVINO 2026.4.1 then pads with the integer 0, which stands for -scale * zero_point (decision 0019): in a Pad
+    along one axis between quantizers, and in an average that counts its padding.
+    """
+    for node in graph:
+        data = dequantizer_of(input_at(node, 0)) if node.op_type in ("Pad", "AveragePool") else None
+        if data is None or not np.any(known(data, 2)) or not _pads_floats(node):
+            continue
+        if any(user.node.op_type == "QuantizeLinear" for user in node.outputs[0].uses()):
+            what = f"OpenVINO pads with the integer 0 where 0 is the integer {int(known(data, 2).ravel()[0])}"
+            yield _of("padding", node.outputs[0], node, what)
+
+
+def _pads_floats(node: ir.Node) -> bool:
+    if node.op_type == "AveragePool":
+        return bool(attribute_int(node, "count_include_pad", 0)) and any(attribute_ints(node, "pads", []))
+    pads = content(input_at(node, 1))
+    constant = attribute_string(node, "mode", "constant") == "constant"
+    return constant and pads is not None and np.count_nonzero(pads.reshape(2, -1).any(axis=0)) == 1
+
+
 RULES: Mapping[str, Rule] = {
-    rule.__name__: rule for rule in (scale_values, zero_points, pairs, layers, axes, operand_types, biases, same_scales)
+    rule.__name__: rule
+    for rule in (scale_values, zero_points, pairs, layers, axes, operand_types, biases, same_scales, paddings)
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -304,7 +304,7 @@ class QdqBuilder:
         self.tensor_of[value_name(result)] = tensor
 
     def _insert(
-        self, cursor: _Cursor, op_type: str, inputs: list[ir.Value | None], name: str, output: str, like: ir.Value
+        self, cursor: _Cursor, op_type: str, inputs: Sequence[ir.Value | None], name: str, output: str, like: ir.Value
     ) -> ir.Value:
         node = ir.node(op_type, inputs)
         node.name = self.names.reserve(name)
