@@ -94,7 +94,7 @@ def test_a_student_is_settled_in_place() -> None:
 def test_onnxruntime_then_computes_what_the_file_says() -> None:
     text = """g (float[N,4,16,16] x, float[4,4,1,1] w0, float[4,4,1,1] w1) => (float[N,4,16,16] y) {
         a = Conv(x, w0)
-        b = Conv(x, w1)
+        b = Conv(a, w1)
         y = Add(a, b)
     }"""
     model = prepare(parse(text))
