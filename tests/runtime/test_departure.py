@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullquant.runtime.departure import Bisection
+from fullquant.runtime.departure import FAR, Bisection
 
 
 def _bisection(distances: list[int], visible: list[bool]) -> tuple[Bisection, list[str]]:
@@ -35,13 +35,13 @@ def _bisection(distances: list[int], visible: list[bool]) -> tuple[Bisection, li
 
 @given(st.integers(2, 40), st.data())
 def test_it_is_the_first_visible_one_that_differs(count: int, data: st.DataObject) -> None:
-    first, leap = sorted((data.draw(st.integers(0, count)), data.draw(st.integers(0, count))))
+    first, leap, far = sorted(data.draw(st.integers(0, count)) for _ in range(3))
     visible = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
-    distances = [0 if k < first else 1 if k < leap else 5 for k in range(count)]
+    distances = [0 if k < first else 1 if k < leap else 5 if k < far else 50 for k in range(count)]
     made, _ = _bisection(distances, visible)
     found = made.departure()
     shown = [k for k in range(count) if visible[k] or k == count - 1]
-    for difference, steps in ((found.first, 0), (found.leap, 1)):
+    for difference, steps in ((found.first, 0), (found.leap, 1), (found.far, FAR)):
         wanted = next((k for k in shown if distances[k] > steps), None)
         assert (None if difference is None else difference.tensor) == (None if wanted is None else f"t{wanted}")
     assert not found.whole

@@ -8,10 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fullquant.readers import ModelFiles
-from fullquant.runtime.departure import Bisection, Departure, Simulation
+from fullquant.runtime.departure import Bisection, Departure, Difference, Simulation
 from fullquant.runtime.layer_evidence import LayerEvidence, layer_evidence, layer_input
+from fullquant.runtime.sum_evidence import operands, sum_evidence
 
 FloatArray = npt.NDArray[np.float32]
+# Share of the elements that differ from which on a supposition counts as the cause.
+_MOST = 0.8
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,30 @@ def explain(simulation: Simulation, files: ModelFiles, engine: str, optimize: bo
     bisection = Bisection(simulation, files, engine, optimize, images)
     departure = bisection.departure()
     evidence = _evidence(bisection, departure)
-    return Explanation(departure, evidence, _sentence(departure, evidence))
+    half_way = _half_way(bisection, departure.first)
+    cause = _sentence(departure, evidence)
+    if half_way and (evidence is None or evidence.cause == "carried"):
+        cause = half_way
+    return Explanation(departure, evidence, cause)
+
+
+def _half_way(bisection: Bisection, first: Difference | None) -> str | None:
+    """Of a first difference at a sum of two tensors whose half-way values a kernel rounds to one side."""
+    graph = bisection.simulation.graph
+    names = None if first is None else operands(graph, first.tensor)
+    if first is None or names is None or any(name not in bisection.expected for name in names):
+        return None
+    one, other, actual = (bisection.integers(name) for name in (*names, first.tensor))
+    if one is None or other is None or actual is None:
+        return None
+    found = sum_evidence(graph, first.tensor, one, other, actual, bisection.expected[first.tensor])
+    if found is None or found.half_way < _MOST:
+        return None
+    return (
+        f"rounding: of {found.checked} elements of the sum {first.tensor!r} that are one step away, "
+        f"{100 * found.half_way:.0f}% lie half-way between two integers: the kernel multiplies each operand by a "
+        "rounded ratio of scales; quantized again, sums get scales with which it rounds as the file says (scale_grid: short)"
+    )
 
 
 def _evidence(bisection: Bisection, departure: Departure) -> LayerEvidence | None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from fullquant.auto_compression.verify_saved import EngineCheck, Verification
 from fullquant.report.table import percent
-from fullquant.runtime.departure import Difference
+from fullquant.runtime.departure import FAR, Difference
 
 
 def show_verification(console: Console, found: Verification) -> None:
@@ -61,6 +61,8 @@ def _where(check: EngineCheck) -> str:
     text = f"{how} at {_difference(departure.first)}{behind}"
     if departure.leap is not None and departure.leap != departure.first:
         text += f"; more than one step at {_difference(departure.leap)}"
+    if departure.far is not None and departure.far not in (departure.first, departure.leap):
+        text += f"; more than {FAR} steps at {_difference(departure.far)}"
     return text
 
 

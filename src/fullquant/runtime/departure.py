@@ -26,6 +26,9 @@ from fullquant.runtime.probes import observe, probed
 
 FloatArray = npt.NDArray[np.float32]
 
+#: Steps that differences of single steps reach only after many layers.
+FAR = 16
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -44,7 +47,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class Departure:
-    """first: the first tensor that differs at all. leap: the first that differs by more than one step. None: none does.
+    """first: the first tensor that differs at all. leap: the first that differs by more than one step, far: by more
+    than FAR steps. None: none does. Rounding alone grows slowly; what is far away at once was computed wrongly there.
 
     unseen: tensors right in front of `first` that the runtime has no place for: they lie inside its kernels.
     seen: how many tensors were looked at. whole: all at once, so that nothing before `first` differs; else bisected.
@@ -55,6 +59,7 @@ class Departure:
     unseen: tuple[str, ...]
     seen: int
     whole: bool
+    far: Difference | None = None
 
 
 class Simulation:
@@ -113,13 +118,12 @@ class Bisection:
         if whole:
             differing = [tensor for tensor in tensors if self._differs(tensor, 0)]
             first = differing[0] if differing else None
-            leap = next((tensor for tensor in differing if self._differs(tensor, 1)), None)
+            leap, far = (next((t for t in differing if self._differs(t, steps)), None) for steps in (1, FAR))
         else:
-            first, leap = self._bisect(0), self._bisect(1)
-        return Departure(
-            None if first is None else self.difference(first), None if leap is None else self.difference(leap),
-            self._unseen_before(first), sum(value is not None for value in self.found.values()), whole,
-        )  # fmt: skip
+            first, leap, far = (self._bisect(steps) for steps in (0, 1, FAR))
+        found = [None if tensor is None else self.difference(tensor) for tensor in (first, leap, far)]
+        seen = sum(value is not None for value in self.found.values())
+        return Departure(found[0], found[1], self._unseen_before(first), seen, whole, found[2])
 
     def integers(self, tensor: str) -> IntArray | None:
         """What the runtime computes; None where it has no place for the tensor."""
