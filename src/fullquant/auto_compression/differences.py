@@ -62,7 +62,7 @@ def _half_way(bisection: Bisection, first: Difference | None) -> str | None:
     return (
         f"rounding: of {found.checked} elements of the sum {first.tensor!r} that are one step away, "
         f"{100 * found.half_way:.0f}% lie half-way between two integers: the kernel multiplies each operand by a "
-        "rounded ratio of scales; quantized again, sums get scales with which it rounds as the file says (scale_grid: short)"
+        "rounded ratio of scales; quantized again with scale_grid: short, sums get scales with which it rounds alike"
     )
 
 

@@ -77,7 +77,7 @@ _KERNELS = {
     "no": "This x86 processor has no VNNI: the int8 kernels add two products in 16 bits, which saturates; "
     "QuantAware.reduce_range: true avoids it.",
     "yes": "Nothing saturates on this processor; the int8 kernels round where the file does not, an addition each of "
-    "its two tensors. QuantAware.reduce_range: true chooses scales with which they agree.",
+    "its two tensors. With scale_grid: short they agree; fullquant verify names the first tensor that differs.",
 }
 
 
@@ -99,14 +99,15 @@ def notes(rows: Sequence[ResultRow], vnni: str | None) -> list[str]:
 
 
 def _openvino_notes(rows: Sequence[ResultRow], vnni: str | None) -> Iterator[str]:
-    """Seen on ResNet-20 with zero points of 128, OpenVINO 2026.4: 8% of the classes (decision 0018)."""
+    """Seen on ResNet-20 with zero points of 128, OpenVINO 2026.4: 8% of the classes (decision 0019)."""
     for row in rows:
         if row.engine == "openvino" and row.same_as_simulated is not None and row.same_as_simulated < _COMPUTED:
             cause = (
                 _KERNELS["no"]
                 if vnni == "no"
-                else "Its int8 kernels do not compute every network with zero points of 128; "
-                "QuantAware.target: openvino (--target openvino) writes the form without them."
+                else "Its int8 kernels do not compute every network with zero points other than 0; "
+                "QuantAware.target: openvino (--target openvino) writes the form without them, and fullquant verify "
+                "names the first tensor that is far away."
             )
             yield (
                 f"{row.stage}: OpenVINO gives another class than the file means on "

@@ -133,13 +133,9 @@ def train(
     other, terms = _teacher_and_terms(model, teacher, config)
     bar = _TrainingBar(plan.steps, student, validation.name, plan.progress)
 
-    def score(module: GraphModule) -> Score:
-        settle_sums(module, model)  # what is judged, and kept, has the scales that can be written
-        return validation.score(Simulator(module))
-
     trainer = QatTrainer(
         other, student, terms, data.batches, optimizer,
-        score,
+        lambda module: validation.score(Simulator(module)),
         QatSettings(
             steps=plan.steps, eval_every=settings.eval_iter, log_every=settings.logging_iter,
             learning_rate=schedule.lr_at, target=settings.target_metric, checkpoint_every=settings.checkpoint_iter,
@@ -147,7 +143,7 @@ def train(
             learn_scales=aware.learn_step_size or aware.use_pact, clip_decay=_PACT_DECAY if aware.use_pact else 0.0,
         ),
         checkpoint=plan.checkpoint, digest=plan.digest, progress=bar, resume=settings.resume,
-        world=plan.world, cache=_teacher_cache(config, plan),
+        world=plan.world, cache=_teacher_cache(config, plan), settle=lambda module: settle_sums(module, model),
     )  # fmt: skip
     with bar:
         try:

@@ -199,6 +199,12 @@ _ONNXRUNTIME = Target(
             "int8 weights beside uint8 activations have the fast kernels; a bias is int32 at scale_x * scale_w",
             "tried, ONNX Runtime 1.32; writers/onnx_qdq.py",
         ),
+        Source(
+            "an addition multiplies each operand by a float32 ratio of scales, operators add the zero point before they "
+            "round half to even, Softmax divides by floor(1 / scale): scales of additions are chosen together, zero "
+            "points are even, Softmax has powers of two, and the kernels then give what the file says",
+            "tried, ONNX Runtime 1.32; docs/decisions/0019-agreement-of-integer-kernels.md",
+        ),
     ),
 )  # fmt: skip
 
@@ -239,6 +245,11 @@ _OPENVINO = Target(
         Source(
             "HardSwish is computed in float inside the convolution in front of it, if no rounding stands between",
             "tried, OpenVINO 2026.4; tests/runtime/test_executed.py",
+        ),
+        Source(
+            "a Pad along one axis and an average that counts its padding put the integer 0 around tensors with another "
+            "zero point: files of other targets pad integers instead",
+            "tried, OpenVINO 2026.4.1; docs/decisions/0019-agreement-of-integer-kernels.md",
         ),
         Source(
             "the inputs of a Concat are brought to one scale (AlignQuantizationIntervals, AlignQuantizationParameters)",

@@ -115,6 +115,8 @@ class QatTrainer:
 
     batches(epoch, start) yields images [N, C, H, W] of an epoch from batch `start` on.
     evaluate(student) gives the validation score, larger is better.
+    settle(student) sets the scales that can be written, for a validation: what is judged and kept has them, training
+    goes on with those that it learns.
 
     world: with several processes each trains on its own batches and the gradients are averaged, so that all take the
     same step; the loss is the mean over them, the score that of process 0, which alone writes the checkpoint. An epoch
@@ -137,8 +139,9 @@ class QatTrainer:
         resume: bool = False,
         world: World = ALONE,
         cache: TeacherCache | None = None,
+        settle: Callable[[GraphModule], object] | None = None,
     ) -> None:
-        self.cache = cache
+        self.cache, self.settle = cache, settle
         self.teacher, self.student, self.terms = teacher.eval(), student, list(terms)
         self.batches, self.optimizer, self.evaluate, self.settings = batches, optimizer, evaluate, settings
         self.checkpoint, self.digest, self.progress, self.resume = checkpoint, digest, progress, resume
@@ -287,6 +290,16 @@ class QatTrainer:
     # ---- validation and the best state -------------------------------------------------------------------------
 
     def _validate(self, step: int) -> None:
+        learned = [(q.log_scale, q.log_scale.detach().clone()) for q in self.student.fake_quantizers()]
+        if self.settle is not None:
+            self.settle(self.student)
+        try:
+            self._judge(step)
+        finally:
+            for parameter, value in learned:
+                parameter.data.copy_(value)
+
+    def _judge(self, step: int) -> None:
         self.student.freeze()
         try:
             score = self.world.broadcast(self.evaluate(self.student))
