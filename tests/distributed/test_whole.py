@@ -45,7 +45,10 @@ def _config(folder: Path, batch_size: int) -> Path:
             "resize_size": 9,
         },
         "Distillation": {"loss": "soft_label"},
-        "QuantAware": {"target": "onnxruntime", "scale_learning_rate": 1e-3, "calibration": {"observer": "auto", "calibration_images": 70}},
+        "QuantAware": {
+            "target": "onnxruntime", "scale_learning_rate": 1e-3,
+            "calibration": {"observer": "auto", "calibration_images": 70},
+        },
         "TrainConfig": {
             "train_iter": 4, "eval_iter": 2, "learning_rate": 1e-4, "base_batch_size": 8, "logging_iter": 1,
             "optimizer_builder": {"optimizer": {"type": "Adam"}},
@@ -98,7 +101,7 @@ def test_a_users_batches_and_callback(runs: Runs) -> None:
     """Each process brings its own batches; the callback runs in process 0 alone."""
     _, (alone, first, second) = runs
     assert first["own"] == second["own"]
-    # The weights of the two differ in their last bits, so that one of the eight outputs may be rounded to its neighbour.
+    # The weights of the two differ in their last bits: one of the eight outputs may be rounded to its neighbour.
     one_step = 1 / 512 / 8
     np.testing.assert_allclose(_numbers(first["own"]), _numbers(alone["own"]), atol=1.01 * one_step)
     assert first["calls"] == alone["calls"] > 0
