@@ -201,8 +201,8 @@ _ONNXRUNTIME = Target(
         ),
         Source(
             "an addition multiplies each operand by a float32 ratio of scales, operators add the zero point before "
-            "they round half to even, Softmax divides by floor(1 / scale): scales of additions are chosen together, zero "
-            "points are even, Softmax has powers of two, and the kernels then give what the file says",
+            "they round half to even, Softmax divides by floor(1 / scale): scales of additions are chosen together, "
+            "zero points are even, Softmax has powers of two, and the kernels then give what the file says",
             "tried, ONNX Runtime 1.32; docs/decisions/0019-agreement-of-integer-kernels.md",
         ),
     ),
