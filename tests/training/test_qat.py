@@ -254,3 +254,31 @@ def test_the_rank_decides_and_not_the_metric() -> None:
     result = _trainer(teacher, student, steps=16, evaluate=lambda module: next(scores)).run()
     assert result.best_step == 16
     assert result.best_score == Score(0.8, (1.0, 6.0))
+
+
+def test_a_validation_settles_scales_for_itself_alone() -> None:
+    """What is judged and kept has the settled scales; training goes on as it would without validations."""
+    teacher, student = _pair()
+    _, other = _pair()
+    owner = next(q for q in scale_parameters(student))
+    name = next(key for key, value in student.named_parameters() if value is owner)
+    judged: list[float] = []
+
+    def settle(module: GraphModule) -> None:
+        dict(module.named_parameters())[name].data.fill_(3.0)
+
+    def evaluate(module: GraphModule) -> Score:
+        judged.append(float(dict(module.named_parameters())[name].detach()))
+        return Score(float(len(judged)), (float(len(judged)),))
+
+    trainer = _trainer(teacher, student, evaluate=evaluate, settle=settle, steps=16)
+    kept: list[float] = []
+    trainer._restore_best = lambda: kept.append(float(trainer._best[name]))  # type: ignore[method-assign]
+    trainer.run()
+    assert judged == [3.0] * len(judged)
+    assert kept == [3.0]
+    plain = _trainer(teacher, other, steps=16)
+    plain._restore_best = lambda: None  # type: ignore[method-assign]
+    plain.run()
+    for (key, mine), (_, theirs) in zip(student.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(mine, theirs), key
