@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from fullquant.auto_compression.calibrate import calibrated
 from fullquant.auto_compression.exporting import export, findings
 from fullquant.auto_compression.stages import QuantizedModel
 from fullquant.calibration.calibrator import calibrate_weights
+from fullquant.config import load_config
+from fullquant.evaluation.accuracy import kl_divergence
 from fullquant.passes import prepare
 from fullquant.placement.place import PlacementOptions, place
 from fullquant.placement.tables import TABLES
@@ -134,3 +137,25 @@ def test_a_training_step_reaches_every_weight() -> None:
         assert weight.grad is not None, name
         assert bool(torch.isfinite(weight.grad).all()), name
     assert min(step() for _ in range(5)) < first
+
+
+def test_the_default_calibration_is_nearer_than_the_largest_values(caplog: pytest.LogCaptureFixture) -> None:
+    """The class token is the same for every image: it has no gradient, and no say in the choice of scales."""
+    model = prepare(tiny_vit())
+    placement = place(model, "paddle_lite", PlacementOptions(scale_grid="short"))
+    config = load_config({"QuantAware": {}, "Distillation": {}, "TrainConfig": {"train_iter": 1}})
+    observer = config.quantization.observer
+    teacher = GraphModule(model).eval()
+    batches = [images(INPUT, 32, seed=seed) for seed in range(4)]
+    with caplog.at_level("INFO", logger="fullquant"):
+        student = calibrated(
+            model, teacher, placement, batches, observer, correct=True, probabilities=False, progress=False
+        )
+    assert "calibration with fisher" in caplog.text
+    x = images(INPUT, IMAGES)
+    expected = Simulator(teacher).predict(x)
+    found, plain = (
+        float(kl_divergence(expected, Simulator(s).predict(x), probabilities=False).mean())
+        for s in (student.eval(), quantized("paddle_lite").student)
+    )
+    assert found < plain
