@@ -27,7 +27,7 @@ from fullquant.writers.program_desc import write_paddle
 from tests.readers.onnx_run import run
 from tests.readers.paddle_cases import CASES, LEGACY_CASES
 from tests.readers.paddle_groups import GROUPS, LEGACY_GROUPS
-from tests.readers.programs import unary, write_program
+from tests.readers.programs import Call, unary, write_program
 
 FORMS = {"legacy": "0", "pir": "1"}
 
@@ -174,8 +174,8 @@ def test_a_part_of_a_constant_is_assigned(tmp_path: Path, value: str) -> None:
 X = np.random.default_rng(0).uniform(-3, 3, (2, 3, 6, 8)).astype(np.float32)
 
 
-def _assignment(axes: list[int], starts: list[int], ends: list[int], source: str = "half") -> list[Any]:
-    """y = x with the first two channels of x, halved, written to x[starts:ends]; the file may use one variable twice."""
+def _assignment(axes: list[int], starts: list[int], ends: list[int], source: str = "half") -> list[Call]:
+    """y = 2 x + 1, where 2 x has half of the first two channels of x at [starts:ends]; "t" is written twice."""
     attributes = {
         "axes": axes, "starts": starts, "ends": ends, "steps": [1] * len(axes), "decrease_axes": [], "none_axes": [],
         "shape": [], "values": [],

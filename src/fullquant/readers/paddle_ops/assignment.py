@@ -1,4 +1,4 @@
-"""Assignment to a part of a tensor: of constants (attention masks), no node; of computed ones (TNT), Slice and Concat."""
+"""Assignment to a part of a tensor: of a constant (attention masks) no node, of others (TNT) Slice and Concat."""
 
 from __future__ import annotations
 
