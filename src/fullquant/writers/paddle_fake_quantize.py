@@ -22,12 +22,12 @@ import onnx_ir as ir
 
 from fullquant.numerics import affine
 from fullquant.numerics.qparams import QParams
-from fullquant.placement.rules import LAYERS
 from fullquant.writers.paddle_builder import Attribute, Names, ProgramBuilder
 from fullquant.writers.paddle_emitter import Emitter, dims_of
 from fullquant.writers.paddle_quantization import Quantization, absmax
 
 _QMAX = 127
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ROUND_TRIP = "fake_quantize_dequantize_moving_average_abs_max"
 _ROUNDING: dict[str, Attribute] = {"bit_length": 8, "round_type": 0, "moving_rate": 0.9, "is_test": True}
 
@@ -111,7 +111,7 @@ class FakeQuantizeEmitter(Emitter):
             return super()._constant_variable(value)
         array = affine.fake_quantize(np.asarray(value.const_value.numpy(), dtype=np.float32), qparams)
         self._computed[name] = self.builder.add_parameter(name, array)
-        if self.node.op_type not in LAYERS and qparams.spec.axis is None:
+        if self.node.op_type not in _LAYERS and qparams.spec.axis is None:
             target = self.builder.unique_name(f"{name}.quantized.dequantized")
             self._computed[name] = self._with_scale(
                 self._computed[name], array.shape, qparams, _ROUND_TRIP, target, f"{name}@scale"
