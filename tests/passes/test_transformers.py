@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from fullquant.passes.fold_matmul_affine import fold_matmul_affine
-from fullquant.passes.fuse_channel_norm import fuse_channel_norm
+from fullquant.passes.fuse_layer_norm import fold_layer_norm_parameters, fuse_layer_norm
 from fullquant.passes.infer_shapes import infer_shapes
 from fullquant.passes.normal_power import normal_power
 from tests.graph.toy_models import check, operators, parse
@@ -94,16 +94,29 @@ def _channel_norm(square: str, axis: int, *, parameters: bool = True) -> ir.Mode
     )  # fmt: skip
 
 
+def _norms(model: ir.Model) -> int:
+    infer_shapes(model)
+    return fuse_layer_norm(model) + fold_layer_norm_parameters(model) + fold_layer_norm_parameters(model)
+
+
 @pytest.mark.parametrize("square", ["Pow (d, two)", "Mul (d, d)"])
 @pytest.mark.parametrize("parameters", [True, False])
 def test_channel_norm(square: str, parameters: bool) -> None:
     model = _channel_norm(square, 1, parameters=parameters)
-    assert check(fuse_channel_norm, model) == 1
+    assert check(_norms, model) == (3 if parameters else 1)
     assert operators(model) == ["Transpose", "LayerNormalization", "Transpose", *([] if parameters else ["Relu"])]
 
 
 def test_a_norm_along_another_axis_is_none_of_the_channels() -> None:
-    assert check(fuse_channel_norm, _channel_norm("Pow (d, two)", 2)) == 0
+    assert check(_norms, _channel_norm("Pow (d, two)", 2)) == 0
+
+
+def test_numbers_for_each_pixel_stay_behind_the_norm() -> None:
+    model = _channel_norm("Pow (d, two)", 1)
+    model.graph.initializers["gain"].const_value = ir.tensor(_normal(1, 3, 4), name="gain")
+    model.graph.initializers["gain"].shape = ir.Shape([1, 3, 4])
+    assert check(_norms, model) == 1
+    assert operators(model) == ["Transpose", "LayerNormalization", "Transpose", "Mul", "Add"]
 
 
 @pytest.mark.parametrize(("exponent", "replaced"), [(2.0, "Mul"), (0.5, "Sqrt"), (3.0, "Pow")])

@@ -27,7 +27,7 @@ from fullquant.writers.program_desc import write_paddle
 from tests.readers.onnx_run import run
 from tests.readers.paddle_cases import CASES, LEGACY_CASES
 from tests.readers.paddle_groups import GROUPS, LEGACY_GROUPS
-from tests.readers.programs import unary, write_program
+from tests.readers.programs import Call, unary, write_program
 
 FORMS = {"legacy": "0", "pir": "1"}
 
@@ -172,6 +172,37 @@ def test_a_part_of_a_constant_is_assigned(tmp_path: Path, value: str) -> None:
 
 
 X = np.random.default_rng(0).uniform(-3, 3, (2, 3, 6, 8)).astype(np.float32)
+
+
+def _assignment(axes: list[int], starts: list[int], ends: list[int], source: str = "half") -> list[Call]:
+    """y = 2 x + 1, where 2 x has half of the first two channels of x at [starts:ends]; "t" is written twice."""
+    attributes = {
+        "axes": axes, "starts": starts, "ends": ends, "steps": [1] * len(axes), "decrease_axes": [], "none_axes": [],
+        "shape": [], "values": [],
+    }  # fmt: skip
+    return [
+        ("slice", {"Input": ["x"]}, {"Out": ["part"]}, {"axes": [1], "starts": [0], "ends": [2], "decrease_axis": []}),
+        ("scale", {"X": ["part"]}, {"Out": ["half"]}, {"scale": 0.5, "bias": 0.0, "bias_after_scale": True}),
+        ("scale", {"X": ["x"]}, {"Out": ["t"]}, {"scale": 2.0, "bias": 0.0, "bias_after_scale": True}),
+        ("set_value", {"Input": ["t"], "ValueTensor": [source]}, {"Out": ["t"]}, attributes),
+        ("scale", {"X": ["t"]}, {"Out": ["y"]}, {"scale": 1.0, "bias": 1.0, "bias_after_scale": True}),
+    ]
+
+
+@pytest.mark.parametrize(("start", "end"), [(1, 2**31 - 1), (-2, 100), (0, 2), (0, -1)])
+def test_a_part_of_a_computed_tensor_is_assigned(tmp_path: Path, start: int, end: int) -> None:
+    expected = 2 * X
+    expected[:, start:end] = X[:, :2] / 2
+    model = read_model(write_program(tmp_path, _assignment([0, 1], [0, start], [2**31 - 1, end])))
+    np.testing.assert_allclose(run(model, X), expected + 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("axes", "starts", "ends"), [([1], [2], [3]), ([1, 2], [1, 1], [3, 7]), ([3], [0], [2])])
+def test_assignments_of_another_size_are_refused(
+    tmp_path: Path, axes: list[int], starts: list[int], ends: list[int]
+) -> None:
+    with pytest.raises(UnsupportedOperatorError, match="assignment to a computed tensor"):
+        read_model(write_program(tmp_path, _assignment(axes, starts, ends)))
 
 
 @pytest.mark.parametrize(("mode", "numpy_mode"), [("constant", "constant"), ("reflect", "reflect"), ("edge", "edge")])

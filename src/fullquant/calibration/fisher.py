@@ -117,7 +117,8 @@ def _gradients(
     kept: dict[str, Tensor] = {}
 
     def tap(name: str, tensor: Tensor) -> None:
-        if name in names:
+        # What is the same for every image, such as a class token before the patches join it, has no gradient.
+        if name in names and tensor.requires_grad:
             kept[name] = tensor
 
     device = next(module.parameters()).device

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from fullquant.graph.edit import (
     OP_TYPE,
+    Array,
     add_initializer,
     attribute_int,
     attribute_ints,
+    constant_operand,
+    constant_value,
     dims,
     graph_of,
     input_at,
@@ -17,6 +22,7 @@ from fullquant.graph.edit import (
     ints_constant,
     producer_of,
     replace_node,
+    sole_consumer,
 )
 from fullquant.passes.polynomial import equals, polynomial
 
@@ -27,6 +33,7 @@ def fuse_layer_norm(model: ir.Model) -> int:
     """d / sqrt(mean(d^2) + epsilon), d = x - mean(x), over the last axes -> LayerNormalization(x) with scale 1.
 
     Over axis 1 of an NCHW tensor (the layer normalization of convolutional networks) two Transposes are put around it.
+    The square of d is on no useful int8 grid: its range is that of x squared, and its mean adds to a small epsilon.
     The square may be d * d, Pow(d, 2) or come from a second, equal subtraction; the division a product with 1 / sqrt.
     Scale and bias behind it stay where they are; fold_layer_norm_parameters takes them in.
     """
@@ -41,7 +48,11 @@ def fuse_layer_norm(model: ir.Model) -> int:
 
 
 def fold_layer_norm_parameters(model: ir.Model) -> int:
-    """LayerNormalization followed by a product with, then a sum with, constants over its axes takes them in."""
+    """LayerNormalization followed by a product with, then a sum with, constants over its axes takes them in.
+
+    A Transpose may stand between, as in channel-first maps: the constants then lie along the axis that it makes of the
+    last one.
+    """
     count = 0
     for node in list(model.graph):
         if node.graph is not None and node.op_type == "LayerNormalization" and node.domain == "":
@@ -50,38 +61,62 @@ def fold_layer_norm_parameters(model: ir.Model) -> int:
 
 
 def _take(node: ir.Node) -> bool:
-    uses = list(node.outputs[0].uses())
-    scale, sizes = node.inputs[1], dims(node.inputs[0])
-    if len(uses) != 1 or node.outputs[0].is_graph_output() or scale is None or scale.const_value is None or not sizes:
+    gain, bias = constant_value(input_at(node, 1)), constant_value(input_at(node, 2))
+    sizes = dims(node.inputs[0])
+    if gain is None or not sizes or (bias is None and input_at(node, 2) is not None):
         return False
-    following = uses[0].node
-    bias_value = input_at(node, 2)
-    constant = following.inputs[1] if len(following.inputs) == 2 else None
-    if following.op_type not in ("Mul", "Add") or following.domain != "" or following.inputs[0] is not node.outputs[0]:
+    moved = _only_reader(node, "Transpose")
+    following = _only_reader(moved or node, "Mul", "Add")
+    operand = None if following is None else constant_operand(following)
+    if following is None or operand is None or operand[0] is not (moved or node).outputs[0]:
         return False
-    if constant is None or constant.const_value is None or (bias_value is not None and bias_value.const_value is None):
+    array = operand[1] if moved is None else _along_last(operand[1], attribute_ints(moved, "perm", []))
+    inner = None if array is None else _over(array, gain.shape, len(sizes))
+    if inner is None:
         return False
-    inner = scale.const_value.numpy().shape
-    array = constant.const_value.numpy()
-    if array.ndim > len(sizes) or any(size != 1 for size in array.shape[: max(0, array.ndim - len(inner))]):
-        return False
-    try:
-        array = np.broadcast_to(array.reshape(array.shape[max(0, array.ndim - len(inner)) :]), inner)
-    except ValueError:
-        return False
-    gain = scale.const_value.numpy().astype(np.float64)
-    bias = np.zeros(inner) if bias_value is None else bias_value.const_value.numpy().astype(np.float64)  # type: ignore[union-attr]
+    offset = np.zeros(gain.shape) if bias is None else bias.astype(np.float64)
     if following.op_type == "Mul":
-        gain, bias = gain * array, bias * array
+        gain, offset = gain.astype(np.float64) * inner, offset * inner
     else:
-        bias = bias + array
+        offset = offset + inner
     graph = graph_of(node)
     inputs = [node.inputs[0], add_initializer(graph, f"{node.name}.gain", gain.astype(np.float32))]
-    if np.any(bias != 0):
-        inputs.append(add_initializer(graph, f"{node.name}.bias", bias.astype(np.float32)))
+    if np.any(offset != 0):
+        inputs.append(add_initializer(graph, f"{node.name}.bias", offset.astype(np.float32)))
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    replace_node(node, "LayerNormalization", inputs, attributes, result=following.outputs[0])
+    if moved is None:
+        replace_node(node, "LayerNormalization", inputs, attributes, result=following.outputs[0])
+        return True
+    value = insert_before(moved, "LayerNormalization", inputs, attributes, like=node.outputs[0])
+    perm = attribute_ints(moved, "perm", [])
+    replace_node(following, "Transpose", [value], {"perm": perm}).metadata_props.pop(OP_TYPE, None)
     return True
+
+
+def _only_reader(node: ir.Node, *op_types: str) -> ir.Node | None:
+    reader = sole_consumer(node.outputs[0])
+    return reader if reader is not None and reader.op_type in op_types and reader.domain == "" else None
+
+
+def _along_last(array: Array, perm: Sequence[int]) -> Array | None:
+    """A constant that has one size other than 1 behind a Transpose, where that axis was the last, as a vector."""
+    if not perm or array.ndim > len(perm):
+        return None
+    sizes = (1,) * (len(perm) - array.ndim) + array.shape
+    place = list(perm).index(len(perm) - 1)
+    others = [size for axis, size in enumerate(sizes) if axis != place]
+    return array.reshape(-1) if all(size == 1 for size in others) else None
+
+
+def _over(array: Array, inner: tuple[int, ...], rank: int) -> Array | None:
+    """A constant operand of a tensor with `rank` axes as numbers for the last ones, `inner`; None where it has more."""
+    outer = max(0, array.ndim - len(inner))
+    if array.ndim > rank or any(size != 1 for size in array.shape[:outer]):
+        return None
+    try:
+        return np.broadcast_to(array.reshape(array.shape[outer:]), inner)
+    except ValueError:
+        return None
 
 
 def _fuse(node: ir.Node, source: ir.Value, axes: list[int], epsilon: float) -> bool:

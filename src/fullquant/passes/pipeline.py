@@ -21,7 +21,6 @@ from fullquant.passes.fold_scale_shift import fold_scale_shift
 from fullquant.passes.fold_shape_arithmetic import fold_shape_arithmetic
 from fullquant.passes.free_batch import free_batch
 from fullquant.passes.fuse_activations import fuse_gelu, fuse_mish, fuse_sigmoid
-from fullquant.passes.fuse_channel_norm import fuse_channel_norm
 from fullquant.passes.fuse_hard_swish import fuse_hard_sigmoid, fuse_hard_swish
 from fullquant.passes.fuse_layer_norm import fold_layer_norm_parameters, fuse_layer_norm
 from fullquant.passes.global_pooling import global_pooling
@@ -56,7 +55,6 @@ PIPELINE: tuple[Pass, ...] = (
     normal_gemm,
     explicit_attributes,
     global_pooling,
-    fuse_channel_norm,
     fuse_hard_sigmoid,
     fuse_hard_swish,
     fuse_gelu,

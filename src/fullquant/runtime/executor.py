@@ -18,7 +18,9 @@ from torch import nn
 
 from fullquant.errors import ModelError
 from fullquant.numerics.qparams import QParams
+from fullquant.placement.constants import layer_bias
 from fullquant.placement.decision import Placement
+from fullquant.placement.rules import LAYERS
 from fullquant.runtime.fake_quantize import FakeQuantize
 from fullquant.runtime.parameters import ParameterPlan
 from fullquant.runtime.steps import QUANTIZE, Step, fuse, plan_frees
@@ -173,12 +175,14 @@ class GraphModule(nn.Module):
             self._emit_quantizer(name, quantizer)
 
     def _note_bias(self, node: ir.Node) -> None:
-        """A Conv or Gemm that reads integers adds its bias on the int32 grid."""
-        if self.placement is None or node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3:
+        """A layer that reads integers adds its bias on the int32 grid; that of a MatMul is added by the next node."""
+        value = None if self.placement is None or node.op_type not in LAYERS else layer_bias(node)
+        if self.placement is None or value is None:
             return
-        x, weight, bias = (None if v is None else str(v.name) for v in node.inputs[:3])
-        decision = None if bias is None else self.placement.get(bias)
-        if x is None or weight is None or bias is None or decision is None or decision.spec is None:
+        x, weight = (None if v is None else str(v.name) for v in node.inputs[:2])
+        bias = str(value.name)
+        decision = self.placement.get(bias)
+        if x is None or weight is None or decision is None or decision.spec is None:
             return
         read = self.placement.get(x)
         if read is None or read.spec is None or self.quantizer(weight) is None:

@@ -15,6 +15,8 @@ newer form.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -25,6 +27,8 @@ from fullquant.writers.paddle_emitter import Emitter, dims_of
 from fullquant.writers.paddle_quantization import Quantization, absmax
 
 _QMAX = 127
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_ROUND_TRIP = "fake_quantize_dequantize_moving_average_abs_max"
 _ROUNDING: dict[str, Attribute] = {"bit_length": 8, "round_type": 0, "moving_rate": 0.9, "is_test": True}
 
 
@@ -97,13 +101,21 @@ class FakeQuantizeEmitter(Emitter):
         return self.parameter(str(weight.name), array)
 
     def _constant_variable(self, value: ir.Value) -> str:
-        """A constant that is no layer's weight: rounded, in float32, for this form has no integers for it."""
+        """A constant that is no layer's weight: rounded, in float32, for this form has no integers for it.
+
+        Its scale stands in an operator behind it, as that of a computed tensor: Paddle Lite takes it from there.
+        """
         name = str(value.name)
         qparams = None if self._quantization.is_bias(name) else self._quantization.weight(name)
         if qparams is None or value.const_value is None or name in self._computed:
             return super()._constant_variable(value)
         array = affine.fake_quantize(np.asarray(value.const_value.numpy(), dtype=np.float32), qparams)
         self._computed[name] = self.builder.add_parameter(name, array)
+        if self.node.op_type not in _LAYERS and qparams.spec.axis is None:
+            target = self.builder.unique_name(f"{name}.quantized.dequantized")
+            self._computed[name] = self._with_scale(
+                self._computed[name], array.shape, qparams, _ROUND_TRIP, target, f"{name}@scale"
+            )
         return self._computed[name]
 
     def _is_rounded(self, tensor: str, reader: str | None) -> bool:
@@ -118,8 +130,7 @@ class FakeQuantizeEmitter(Emitter):
     def _dequantized(self, value: ir.Value) -> str:
         name = str(value.name)
         target = name if self._computed[name] != name else f"{name}.quantized.dequantized"
-        kind = "fake_quantize_dequantize_moving_average_abs_max"
-        return self._behind(value, self._rounded, kind, target, f"{name}@output_scale")
+        return self._behind(value, self._rounded, _ROUND_TRIP, target, f"{name}@output_scale")
 
     def _behind(self, value: ir.Value, known: dict[str, str], kind: str, wanted: str, wanted_scale: str) -> str:
         """The variable that an operator of this kind makes of a tensor; the operator is written once."""
@@ -127,9 +138,16 @@ class FakeQuantizeEmitter(Emitter):
         qparams = self._quantization.activation(name)
         if name not in known and qparams is not None:
             target = wanted if wanted == name else self.builder.unique_name(wanted)
-            self.builder.declare(target, np.dtype(np.float32), dims_of(value))
-            scale = self.builder.add_parameter(self.builder.unique_name(wanted_scale), absmax(qparams).reshape(1))
-            inputs: Names = {"X": [self._computed[name]], "InScale": [scale]}
-            self.builder.add_operator(kind, inputs, {"Out": [target], "OutScale": [scale]}, _ROUNDING)
-            known[name], self._scales[target] = target, scale
+            known[name] = self._with_scale(self._computed[name], dims_of(value), qparams, kind, target, wanted_scale)
         return known[name]
+
+    def _with_scale(
+        self, source: str, sizes: Sequence[int], qparams: QParams, kind: str, target: str, wanted_scale: str
+    ) -> str:
+        """`target`, which an operator of this kind makes of `source` with an abs-max of its own."""
+        self.builder.declare(target, np.dtype(np.float32), sizes)
+        scale = self.builder.add_parameter(self.builder.unique_name(wanted_scale), absmax(qparams).reshape(1))
+        inputs: Names = {"X": [source], "InScale": [scale]}
+        self.builder.add_operator(kind, inputs, {"Out": [target], "OutScale": [scale]}, _ROUNDING)
+        self._scales[target] = scale
+        return target
