@@ -2,8 +2,8 @@
 
     python benchmarks/timm_exports --python PYTHON_WITH_TIMM --results out/timm --markdown docs/onnx_input_table.md
 
-Each model is read, quantized with every tensor in integers (is_full_quantize), written as ONNX and as a Paddle program in
-both forms, and run in ONNX Runtime (without and with optimisations) and in Paddle Inference on 100 small images.
+Each model is read, quantized with every tensor in integers (is_full_quantize), written as ONNX and as a Paddle program
+in both forms, and run in ONNX Runtime (without and with optimisations) and in Paddle Inference on 100 small images.
 Results are kept in --results; a model that has one is not run again unless --again names it.
 """
 
@@ -85,8 +85,10 @@ def _model(options: argparse.Namespace, model: str) -> dict[str, Any]:
     try:
         assert len(arrays["calibration"]) == CALIBRATION
         found = through(path, options.work / "int8", arrays["calibration"], arrays["test"], logits=arrays["logits"])
-        told |= {"float_tensors": found.float_tensors[:20], "float_difference": found.float_difference,
-                 "float_simulated": found.kept, "agreement": found.agreement, "difference": found.difference}  # fmt: skip
+        told |= {
+            "float_tensors": found.float_tensors[:20], "float_difference": found.float_difference,
+            "float_simulated": found.kept, "agreement": found.agreement, "difference": found.difference,
+        }  # fmt: skip
     except Exception as error:  # the table tells it
         told |= {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
     shutil.rmtree(options.work / "int8", ignore_errors=True)
@@ -98,8 +100,8 @@ def _model(options: argparse.Namespace, model: str) -> dict[str, Any]:
 
 def _table(results: dict[str, dict[str, Any]]) -> str:
     rows = [
-        "| model | image | float difference | full-integer | float/simulated | simulated/ONNX Runtime plain | optimised "
-        "| simulated/Paddle | largest difference, plain and Paddle |",
+        "| model | image | float difference | full-integer | float/simulated | simulated/ONNX Runtime plain "
+        "| optimised | simulated/Paddle | largest difference, plain and Paddle |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, found in sorted(results.items()):

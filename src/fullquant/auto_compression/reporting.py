@@ -7,10 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from fullquant.auto_compression.placed import summary, tensors
 from fullquant.auto_compression.stages import QuantizedModel
 from fullquant.auto_compression.validation import Validation
 from fullquant.config import Config
+from fullquant.graph.layout import INPUT_LAYOUT
 from fullquant.report.machine import machine, package_versions
 from fullquant.report.record import (
     CurvePoint,
@@ -79,6 +82,17 @@ _KERNELS = {
     "yes": "Nothing saturates on this processor; the int8 kernels round where the file does not, an addition each of "
     "its two tensors. QuantAware.reduce_range: true chooses scales with which they agree.",
 }
+
+
+def layout_notes(model: ir.Model) -> list[str]:
+    """What became of the order of axes in a model whose file takes images as [N, H, W, C]."""
+    if model.metadata_props.get(INPUT_LAYOUT) != "NHWC":
+        return []
+    name = model.graph.inputs[0].name
+    return [
+        f"The float model takes images as [N, height, width, channels] (NHWC); the files written here take {name!r} "
+        "as [N, channels, height, width] (NCHW), without the transposes."
+    ]
 
 
 def notes(rows: Sequence[ResultRow], vnni: str | None) -> list[str]:

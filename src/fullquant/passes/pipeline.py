@@ -12,6 +12,7 @@ from fullquant.errors import ModelError
 from fullquant.graph.verify import verify
 from fullquant.passes.affine_to_depthwise import affine_to_depthwise
 from fullquant.passes.batch_expand import batch_expand
+from fullquant.passes.channels_first import channels_first
 from fullquant.passes.constants import constants_to_initializers, fold_constants
 from fullquant.passes.explicit_attributes import explicit_attributes
 from fullquant.passes.fold_batch_norm import fold_batch_norm
@@ -51,6 +52,7 @@ PIPELINE: tuple[Pass, ...] = (
     free_batch,
     batch_expand,
     remove_identity,
+    channels_first,
     normal_arithmetic,
     normal_clip,
     normal_gemm,

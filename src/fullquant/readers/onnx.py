@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from fullquant.errors import ModelError, UnsupportedOperatorError
+from fullquant.graph.layout import as_declared
 from fullquant.readers.graph_builder import IR_VERSION, OPSET
 from fullquant.readers.refusals import CONTROL_FLOW, OTHER_DOMAIN, RECURRENT, Reason, Refused, reason_of, refusal
 from fullquant.readers.signature import check_inputs, check_precision, choose_output, element_types, input_dims
@@ -250,7 +251,9 @@ def _set_input_shape(path: Path, model: ir.Model, input_shape: Mapping[str, Sequ
     if value.shape is None:
         raise ModelError(f"{path}: input {name!r} has no shape; export the model with its input shape")
     declared = [dim if isinstance(dim, int) else -1 for dim in value.shape]
-    dims = input_dims(path, name, declared, input_shape)
+    # Every caller knows images as [N, C, H, W]; Keras has the channels last.
+    wanted = {key: as_declared(sizes, declared) for key, sizes in input_shape.items()}
+    dims = input_dims(path, name, declared, wanted)
     value.shape = ir.Shape([dim if isinstance(dim, int) else ir.SymbolicDim(dim) for dim in dims])
     for node in model.graph:
         for output in node.outputs:
