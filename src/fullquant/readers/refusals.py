@@ -33,6 +33,11 @@ RECURRENT = Reason(
     "recurrent",
     "quantize the convolutional part alone, exported as a model of its own",
 )
+SEQUENCE = Reason(
+    "makes or reads a sequence of tensors, and only tensors are read",
+    "sequence",
+    "export with torch.onnx.export(..., dynamo=True), or split with fixed sizes",
+)
 QUANTIZED = Reason(
     "is a quantizer of a form that is not read: the model is quantized already",
     "quantizer",
