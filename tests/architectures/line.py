@@ -102,7 +102,7 @@ class Outcome:
     difference: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        rows = [f"{n} {self.agreement[n]:.3f} (difference {self.difference[n]:.3f})" for n in self.agreement]
+        rows = [f"{n} {self.agreement[n]:.3f} (difference {self.difference.get(n, 0.0):.3f})" for n in self.agreement]
         return f"float {self.float_tensors}; float/simulated {self.kept:.3f}; " + "; ".join(rows)
 
 

@@ -42,6 +42,8 @@ def one(op: str, *constants: np.ndarray, **attributes: Any) -> tuple[list[Any], 
 NOTHING = np.zeros(0, np.float32)
 SIZES = (NOTHING, NOTHING, ints(10, 5))
 MIRROR = ints(0, 0, 1, 1, 0, 0, 1, 1)
+POSITIVE = [("Clip", ["h", "low", "high"], ["p"], {})]
+BOUNDS = {"low": np.float32(0.1), "high": np.float32(6)}
 #: those without an int8 rule are kept float by a pattern, as the error says
 TAILS: dict[str, tuple[list[Any], dict[str, np.ndarray]]] = {
     "ArgMax": ([("ArgMax", ["h"], ["y"], {"axis": 1})], {}),
@@ -51,6 +53,17 @@ TAILS: dict[str, tuple[list[Any], dict[str, np.ndarray]]] = {
         {"z": np.float32(0.25)},
     ),
     "ConvTranspose": one("ConvTranspose", normal(4, 5, 2, 2), normal(5), strides=[2, 2]),
+    "cube": one("Pow", np.float32(3)),
+    "root": (
+        [*POSITIVE, ("Pow", ["p", "e"], ["m"], {}), ("Relu", ["m"], ["y"], {})],
+        {**BOUNDS, "e": np.float32(1 / 3)},
+    ),
+    "powers": (
+        [*POSITIVE, ("Pow", ["p", "e"], ["m"], {}), ("Relu", ["m"], ["y"], {})],
+        {**BOUNDS, "e": np.float32([[[1.5]], [[0.3]], [[-1]], [[2.25]]])},
+    ),
+    "exponential": ([("Pow", ["e", "h"], ["m"], {}), ("Relu", ["m"], ["y"], {})], {"e": np.float32(1.7)}),
+    "Ceil": one("Ceil"),
     "InstanceNormalization": one("InstanceNormalization", normal(4), normal(4)),
     "ReduceMin": one("ReduceMin", ints(2)),
     "Softplus": one("Softplus"),
@@ -62,7 +75,7 @@ TAILS: dict[str, tuple[list[Any], dict[str, np.ndarray]]] = {
     "mirrored": one("Pad", MIRROR, mode="reflect"),
     "repeated": one("Pad", MIRROR, mode="edge"),
 }
-KEPT = ("TopK", "Where", "ConvTranspose")
+KEPT = ("Ceil",)
 
 
 def network(name: str) -> Any:
