@@ -71,6 +71,7 @@ def test_wrong_files(tmp_path: Path, name: str) -> None:
 
 LEGACY = {
     "unheard_of": "has no translation", "lstm": "is recurrent", "rnn": "is recurrent", "gru": "is recurrent",
+    "flash_attn": "is an attention kernel of GPUs", "one_hot_v2": "has no translation",
     "while": "is control flow", "conditional_block": "is control flow",
     "fake_quantize_range_abs_max": "is a quantizer of a form that is not read: the model is quantized already",
     "fake_channel_wise_quantize_abs_max": "is a quantizer of a form that is not read: the model is quantized already",

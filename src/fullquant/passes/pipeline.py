@@ -30,6 +30,7 @@ from fullquant.passes.infer_shapes import infer_shapes
 from fullquant.passes.merge_branches import merge_branches
 from fullquant.passes.normal_arithmetic import normal_arithmetic
 from fullquant.passes.normal_clip import normal_clip
+from fullquant.passes.normal_einsum import normal_einsum
 from fullquant.passes.normal_gemm import normal_gemm
 from fullquant.passes.normal_normalization import normal_normalization
 from fullquant.passes.normal_power import normal_power
@@ -53,6 +54,7 @@ PIPELINE: tuple[Pass, ...] = (
     batch_expand,
     remove_identity,
     channels_first,
+    normal_einsum,
     normal_arithmetic,
     normal_clip,
     normal_gemm,
