@@ -47,9 +47,10 @@ def randomise(model, images):
     for module in model.modules():
         if "Drop" in type(module).__name__:
             module.eval()
+        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            module.momentum = 1.0  # the statistics are those of the one pass that follows
     with torch.no_grad():
-        for _ in range(10):
-            model(images)
+        model(images)
     return model.eval()
 
 
@@ -85,7 +86,7 @@ def export(folder, name, size, images):
         model = timm.create_model(name, pretrained=False, num_classes=CLASSES)
     size = size or model.pretrained_cfg["input_size"][1]
     fitted, labels = mixtures(images, size, 160, 1)
-    fit(randomise(model, fitted[:40]), fitted, labels)
+    fit(randomise(model, fitted[:80]), fitted, labels)
     calibration, test = mixtures(images, size, CALIBRATION, 2)[0], mixtures(images, size, TEST, 3)[0]
     with torch.no_grad():
         logits = model(test)

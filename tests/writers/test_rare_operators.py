@@ -114,3 +114,31 @@ def test_all_files_give_what_is_simulated(tmp_path: Path, name: str) -> None:
 def test_what_has_no_rule_names_the_pattern(name: str) -> None:
     with pytest.raises(PlacementError, match=f"no int8 rule for '{name}'.*not_quant_pattern"):
         place(network(name), "paddle_lite")
+
+
+SCALED = [("scaled", 16, "nearest"), ("odd", 11, "linear"), ("smaller", 5, "linear")]
+
+
+@pytest.mark.parametrize(("name", "size", "mode"), SCALED)
+def test_resizing_between_convolutions_runs_optimised(tmp_path: Path, name: str, size: int, mode: str) -> None:
+    """ONNX Runtime moves transposes through a Resize as if its sizes had an element for every axis."""
+    how = {"mode": mode, "axes": [2, 3], "nearest_mode": "floor",
+           "coordinate_transformation_mode": "asymmetric" if mode == "nearest" else "half_pixel"}  # fmt: skip
+    made = graphs.graph(
+        [("Conv", ["x", "w"], ["a"], {}), ("Sigmoid", ["a"], ["h"], {}), ("Resize", ["h", "", "", "size"], ["m"], how),
+         ("Conv", ["m", "v"], ["y"], {})],
+        {"w": normal(8, 3, 3, 3), "v": normal(4, 8, 3, 3), "size": ints(size, size)}, input_shape=(2, 3, 8, 8),
+    )  # fmt: skip
+    model, x = prepare(made), normal(2, 3, 8, 8)
+    placement = place(model, "paddle_lite", PlacementOptions(scale_grid="short"))
+    qparams = minmax_qparams(model, placement, x)
+    with torch.no_grad():
+        simulated = GraphModule(model, placement=placement, qparams=qparams).eval()(torch.from_numpy(x)).numpy()
+    write_onnx(model, placement, qparams, tmp_path / "m.onnx")
+    step = float(np.abs(simulated).max()) / 127
+    for optimize in (False, True):
+        (actual,) = open_session(tmp_path / "m.onnx", "onnxruntime", threads=1, optimize=optimize).run({"x": x})
+        difference = np.abs(actual - simulated)
+        assert actual.shape == simulated.shape
+        assert difference.max() <= 2 * step
+        assert (difference > 1e-6).mean() < 0.05

@@ -34,6 +34,7 @@ from fullquant.passes.normal_einsum import normal_einsum
 from fullquant.passes.normal_gemm import normal_gemm
 from fullquant.passes.normal_normalization import normal_normalization
 from fullquant.passes.normal_power import normal_power
+from fullquant.passes.normal_reduction import normal_reduction
 from fullquant.passes.normal_reshape import normal_reshape
 from fullquant.passes.remove_identity import remove_identity
 from fullquant.passes.remove_unused import remove_unused
@@ -55,6 +56,7 @@ PIPELINE: tuple[Pass, ...] = (
     remove_identity,
     channels_first,
     normal_einsum,
+    normal_reduction,
     normal_arithmetic,
     normal_clip,
     normal_gemm,
