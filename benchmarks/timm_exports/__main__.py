@@ -33,13 +33,13 @@ ASSETS = Path(os.environ.get("FULLQUANT_ASSETS", HERE.parents[2] / "shared" / "a
 _MEAN, _STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 #: timm's name and the image size; without one the model's own
 MODELS = (
-    "vit_tiny_patch16_224:96", "deit_tiny_distilled_patch16_224:96", "swin_tiny_patch4_window7_224", "levit_128s",
-    "mobilevit_xxs:96", "edgenext_xx_small:96", "pvt_v2_b0:96", "mixer_s32_224", "poolformer_s12:96",
+    "vit_tiny_patch16_224:96", "deit_tiny_distilled_patch16_224:96",
+    "mobilevit_xxs:96", "edgenext_xx_small:96", "pvt_v2_b0:96", "poolformer_s12:96",
     "resnet10t:96", "resnext26ts:96", "seresnext26t_32x4d:96", "res2net50_14w_8s:96", "mobilenetv2_050:96",
     "mobilenetv3_small_050:96", "mobilenetv4_conv_small_050:96", "efficientnet_b0:96", "efficientnet_lite0:96",
     "regnety_002:96", "repvgg_a0:96", "densenet121:96", "ghostnet_050:96", "ghostnetv2_100:96",
     "fasternet_t0:96", "starnet_s1:96", "hgnetv2_b0:96", "inception_v3:139", "convnext_atto:96",
-    "mobilevitv2_050:96",
+    "mobilevitv2_050:96", "levit_128s", "mixer_s32_224", "swin_tiny_patch4_window7_224",
 )  # fmt: skip
 
 
@@ -85,7 +85,10 @@ def _model(options: argparse.Namespace, model: str) -> dict[str, Any]:
     arrays = np.load(path.with_suffix(".npz"))
     try:
         assert len(arrays["calibration"]) == CALIBRATION
-        found = through(path, options.work / "int8", arrays["calibration"], arrays["test"], logits=arrays["logits"])
+        found = through(
+            path, options.work / "int8", arrays["calibration"], arrays["test"], logits=arrays["logits"],
+            batch=20 if told["size"] <= 96 else 4,
+        )  # fmt: skip
         told |= {
             "float_tensors": found.float_tensors[:20], "float_difference": found.float_difference,
             "float_simulated": found.kept, "agreement": found.agreement, "difference": found.difference,

@@ -120,7 +120,8 @@ def quantized(
     model = prepare(read_model(path))
     placement = place(model, config.target(target), placement_options(config))
     teacher = GraphModule(model).eval()
-    batches = [calibration[i : i + 8] for i in range(0, len(calibration), 8)]
+    step = 8 if calibration.shape[-1] <= 96 else 4
+    batches = [calibration[i : i + step] for i in range(0, len(calibration), step)]
     activations = observed_qparams(observe_activations(teacher, model, placement, batches, MinMaxObserver), placement)
     qparams = activations | calibrate_weights(model, placement, activations)
     student = GraphModule(model, placement=placement, qparams=qparams).eval()

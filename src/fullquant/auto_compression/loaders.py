@@ -28,6 +28,7 @@ from fullquant.data.feeds import Feeds
 from fullquant.data.shared_list import default_folder
 from fullquant.distributed import ALONE, World
 from fullquant.errors import ConfigError, DataError
+from fullquant.graph.layout import TO_FIRST, is_channels_last
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -85,10 +86,14 @@ def images_of_split(settings: Global, split: Literal["train", "val"], world: Wor
 
 
 def free_or_fixed(value: ir.Value) -> tuple[int | None, ...] | None:
-    """The shape of a graph's input or output, None where a size is free; None where the file has no shape."""
+    """The shape of a graph's input or output, None where a size is free; None where the file has no shape.
+
+    An image is [N, C, H, W], also where the file takes it as [N, H, W, C].
+    """
     if value.shape is None:
         return None
-    return tuple(size if isinstance(size, int) and size > 0 else None for size in value.shape)
+    sizes = [size if isinstance(size, int) and size > 0 else None for size in value.shape]
+    return tuple(sizes[axis] for axis in TO_FIRST) if is_channels_last(sizes) else tuple(sizes)
 
 
 def check_images(loader: ImageLoader, image: Sequence[int | None] | None, model: str | Path) -> None:

@@ -13,8 +13,8 @@ from fullquant.graph.edit import add_initializer, attribute_ints, dims, graph_of
 def resize_by_factors(graph: ir.Graph) -> None:
     """Resize with sizes of some axes -> with a factor for each axis, in place, where that gives the same sizes.
 
-    ONNX Runtime (seen in 1.32) moves transposes through a Resize as if its sizes had an element for every axis, and then
-    refuses the graph. A factor is float32(out / in), as runtimes compute it from the sizes themselves.
+    ONNX Runtime (seen in 1.32) moves transposes through a Resize as if its sizes had an element for every axis, and
+    then refuses the graph. A factor is float32(out / in), as runtimes compute it from the sizes themselves.
     """
     for node in graph:
         axes, before = attribute_ints(node, "axes", []), dims(input_at(node, 0))
