@@ -1,6 +1,6 @@
 """Real timm architectures, exported by PyTorch's torch.export, through the whole line, as a table.
 
-    python benchmarks/timm_exports --python PYTHON_WITH_TIMM --results out/timm --markdown docs/onnx_input_table.md
+    python benchmarks/timm_exports --python PYTHON_WITH_TIMM --results out/timm --markdown out/timm.md
 
 Each model is read, quantized with every tensor in integers (is_full_quantize), written as ONNX and as a Paddle program
 in both forms, and run in ONNX Runtime (without and with optimisations) and in Paddle Inference on 100 small images.

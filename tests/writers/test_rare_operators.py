@@ -142,3 +142,32 @@ def test_resizing_between_convolutions_runs_optimised(tmp_path: Path, name: str,
         assert actual.shape == simulated.shape
         assert difference.max() <= 2 * step
         assert (difference > 1e-6).mean() < 0.05
+
+
+REFUSED: dict[str, tuple[list[Any], dict[str, np.ndarray]]] = {
+    "CumSum": one("CumSum", np.array(2, np.int64)),
+    "OneHot": (
+        [("ArgMax", ["h"], ["i"], {"axis": 1}), ("OneHot", ["i", "d", "v"], ["m"], {}), ("Relu", ["m"], ["y"], {})],
+        {"d": np.array(4, np.int64), "v": np.float32([0, 1])},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_rare_operators_are_refused_by_name(name: str) -> None:
+    nodes, constants = REFUSED[name]
+    made = graphs.graph([("Conv", ["x", "w"], ["h"], {}), *nodes], {"w": normal(4, 3, 3, 3), **constants},
+                        input_shape=(2, 3, 8, 8))  # fmt: skip
+    with pytest.raises(PlacementError, match=f"no int8 rule for '{name}' .*not_quant_pattern"):
+        place(prepare(made), "paddle_lite")
+
+
+@pytest.mark.parametrize("number", [-1e9, 1e4, -np.inf, np.nan])
+def test_a_mask_has_no_grid(number: float) -> None:
+    nodes, _ = TAILS["Where"]
+    nodes = [("Where", ["b", "h", "n"], ["m"], {}) if node[0] == "Where" else node for node in nodes]
+    made = graphs.graph([("Conv", ["x", "w"], ["h"], {}), *nodes],
+                        {"w": normal(4, 3, 3, 3), "z": np.float32(0.25), "n": np.float32(number)},
+                        input_shape=(2, 3, 8, 8))  # fmt: skip
+    with pytest.raises(PlacementError, match=r"\(Where\) writes .* no int8 grid holds both; keep it float"):
+        place(prepare(made), "paddle_lite")
