@@ -15,6 +15,7 @@ from fullquant.errors import ModelError
 from fullquant.passes import prepare
 from fullquant.readers import read_model
 from fullquant.readers.onnx_tensors import CONVERTED_FROM, LARGEST
+from fullquant.runtime.sessions import open_session
 from tests.readers.onnx_run import run
 from tests.readers.test_onnx import WEIGHTS, X, classifier, external, model, saved
 
@@ -68,6 +69,15 @@ def _expected(proto: onnx.ModelProto) -> np.ndarray:
         node.ClearField("name")
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {"image": X})[0])
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_runtimes_run_a_file_in_float16_on_float32_images(tmp_path: Path, engine: str) -> None:
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+    (actual,) = open_session(saved(tmp_path, halved(KINDS["FLOAT16"])), engine).run({"image": X})
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, _expected(classifier(18)), atol=2e-3)
 
 
 def test_float32_models_say_nothing_of_a_conversion(tmp_path: Path) -> None:
