@@ -26,11 +26,11 @@ CLASSES, CALIBRATION, TEST = 20, 16, 100
 
 
 def mixtures(images, size, count, seed):
-    """(images, labels): class k is the k-th image, with 0.6 times another one on top."""
+    """(images, labels): class k is the k-th image, with 0.3 times another one on top."""
     images = nn.functional.interpolate(torch.from_numpy(images), (size, size), mode="bilinear", antialias=True)
     labels = torch.arange(count) % CLASSES
     other = torch.randint(CLASSES, len(images), (count,), generator=torch.Generator().manual_seed(seed))
-    return images[labels] + 0.6 * images[other], labels
+    return images[labels] + 0.3 * images[other], labels
 
 
 def randomise(model, images):

@@ -25,6 +25,7 @@ from fullquant.passes.fuse_activations import fuse_gelu, fuse_mish, fuse_sigmoid
 from fullquant.passes.fuse_channel_norm import fuse_channel_norm
 from fullquant.passes.fuse_hard_swish import fuse_hard_sigmoid, fuse_hard_swish
 from fullquant.passes.fuse_layer_norm import fold_layer_norm_parameters, fuse_layer_norm
+from fullquant.passes.fuse_lp_normalization import fuse_lp_normalization
 from fullquant.passes.global_pooling import global_pooling
 from fullquant.passes.infer_shapes import infer_shapes
 from fullquant.passes.merge_branches import merge_branches
@@ -56,6 +57,7 @@ PIPELINE: tuple[Pass, ...] = (
     remove_identity,
     channels_first,
     normal_einsum,
+    fuse_lp_normalization,
     normal_reduction,
     normal_arithmetic,
     normal_clip,
