@@ -6,16 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper
 from PIL import Image
 
-from fullquant import evaluate, quantize
+from fullquant import AutoCompression, evaluate, quantize
 from fullquant.auto_compression.from_config import _input_keys, default_config
 from fullquant.auto_compression.inspection import inspect_model
 from fullquant.auto_compression.reporting import source_notes
+from fullquant.errors import DataError
 from fullquant.passes import prepare
 from fullquant.readers import read_model
 from tests.readers.test_keras_style import keras_model
-from tests.readers.test_onnx import classifier, saved
+from tests.readers.test_onnx import classifier, model, saved
 from tests.readers.test_onnx_tensors import KINDS, halved
 
 
@@ -34,6 +36,19 @@ def test_the_size_of_the_image_is_found_in_nhwc(tmp_path: Path) -> None:
     assert _input_keys(free, None) == {}
     for size in ((32, 40), (24, 24)):
         assert inspect_model(free, image_size=size).inputs[0].shape == ("N", 3, *size)
+
+
+def test_signals_of_width_one_keep_their_order(tmp_path: Path) -> None:
+    """[N, 8, 100, 1] may be 8 channels of a signal: arrays are taken as the graph has them."""
+    nodes = [helper.make_node("Conv", ["image", "w"], ["c"]), helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+             helper.make_node("Flatten", ["p"], ["prob"])]  # fmt: skip
+    path = saved(tmp_path, model(nodes, {"w": np.ones((4, 8, 5, 1), np.float32)}, ("n", 8, 100, 1)))
+    batches = [{"image": np.ones((2, 8, 100, 1), np.float32)}]
+    AutoCompression(path, lambda: batches, save_dir=tmp_path / "out", config={"QuantPost": {}}, progress=False)
+    wrong = [{"image": np.ones((2, 1, 8, 100), np.float32)}]
+    made = AutoCompression(path, lambda: wrong, save_dir=tmp_path / "out", config={"QuantPost": {}}, progress=False)
+    with pytest.raises(DataError, match="shape"):
+        made.data.calibration(2)
 
 
 @pytest.mark.slow

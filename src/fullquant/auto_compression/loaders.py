@@ -86,14 +86,16 @@ def images_of_split(settings: Global, split: Literal["train", "val"], world: Wor
 
 
 def free_or_fixed(value: ir.Value) -> tuple[int | None, ...] | None:
-    """The shape of a graph's input or output, None where a size is free; None where the file has no shape.
-
-    An image is [N, C, H, W], also where the file takes it as [N, H, W, C].
-    """
+    """The shape of a graph's input or output, None where a size is free; None where the file has no shape."""
     if value.shape is None:
         return None
-    sizes = [size if isinstance(size, int) and size > 0 else None for size in value.shape]
-    return tuple(sizes[axis] for axis in TO_FIRST) if is_channels_last(sizes) else tuple(sizes)
+    return tuple(size if isinstance(size, int) and size > 0 else None for size in value.shape)
+
+
+def image_sizes(value: ir.Value) -> tuple[int | None, ...] | None:
+    """`free_or_fixed` of a file's image input as [N, C, H, W], also where the file takes it as [N, H, W, C]."""
+    sizes = free_or_fixed(value)
+    return tuple(sizes[axis] for axis in TO_FIRST) if sizes is not None and is_channels_last(sizes) else sizes
 
 
 def check_images(loader: ImageLoader, image: Sequence[int | None] | None, model: str | Path) -> None:
