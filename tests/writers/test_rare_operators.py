@@ -14,6 +14,7 @@ from fullquant.errors import PlacementError
 from fullquant.passes import prepare
 from fullquant.placement.place import PlacementOptions, place
 from fullquant.runtime.executor import GraphModule
+from fullquant.runtime.integer import IntegerModel
 from fullquant.runtime.sessions import open_session
 from fullquant.writers.onnx_qdq import write_onnx
 from fullquant.writers.program_desc import write_paddle
@@ -177,3 +178,19 @@ def test_a_mask_has_no_grid(number: float) -> None:
                         input_shape=(2, 3, 8, 8))  # fmt: skip
     with pytest.raises(PlacementError, match=r"\(Where\) writes .* no int8 grid holds both; keep it float"):
         place(prepare(made), "paddle_lite")
+
+
+@pytest.mark.parametrize("name", ["ConvTranspose", "LpNormalization", "TopK", "Where", "cube", "root"])
+def test_the_integer_model_computes_them_in_float_and_says_so(name: str) -> None:
+    model, x = network(name), np.random.default_rng(6).standard_normal((2, 3, 8, 8)).astype(np.float32) + 0.5
+    placement = place(model, "paddle_lite", PlacementOptions(scale_grid="short"))
+    qparams = minmax_qparams(model, placement, x)
+    with torch.no_grad():
+        simulated = GraphModule(model, placement=placement, qparams=qparams).eval()(torch.from_numpy(x)).numpy()
+    integer = IntegerModel(model, placement, qparams)
+    step = float(np.abs(simulated).max()) / 127
+    difference = np.abs(integer.predict(x) - simulated)
+    assert difference.max() <= step + 1e-6
+    assert (difference > 1e-6).mean() < 0.01
+    kind = {"cube": "Pow", "root": "Pow"}.get(name, name)
+    assert kind in {node.operator for node in integer.float_nodes}
