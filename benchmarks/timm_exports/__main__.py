@@ -104,8 +104,8 @@ def _model(options: argparse.Namespace, model: str) -> dict[str, Any]:
 
 def _table(results: dict[str, dict[str, Any]]) -> str:
     rows = [
-        "| model | image | PyTorch right | float difference | full-integer | float/simulated | simulated/ONNX Runtime plain "
-        "| optimised | simulated/Paddle | largest difference, plain and Paddle |",
+        "| model | image | PyTorch right | float difference | full-integer | float/simulated "
+        "| simulated/ONNX Runtime plain | optimised | simulated/Paddle | largest difference, plain and Paddle |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, found in sorted(results.items()):
