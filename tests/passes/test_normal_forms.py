@@ -14,6 +14,7 @@ from fullquant.passes.infer_shapes import infer_shapes
 from fullquant.passes.normal_arithmetic import normal_arithmetic
 from fullquant.passes.normal_clip import normal_clip
 from fullquant.passes.normal_gemm import normal_gemm
+from fullquant.passes.normal_reduction import normal_reduction
 from tests.graph.toy_models import check, operators, parse
 
 # --- arithmetic --------------------------------------------------------------------------------------------------
@@ -207,3 +208,10 @@ def test_means_over_the_image(body: str, constants: dict[str, object], expected:
 def test_other_means(body: str, constants: dict[str, object]) -> None:
     model = parse(f"g (float[N,3,4,5] x) => (float y) {{ {body} }}", **constants)  # type: ignore[arg-type]
     assert check(global_pooling, model) == 0
+
+
+@pytest.mark.parametrize("kind", ["ReduceL2", "ReduceSumSquare", "ReduceL1"])
+def test_norms_become_sums(kind: str) -> None:
+    model = parse(f"g (float[N,4,6] x) => (float[N,4,1] y) {{ y = {kind}(x, last) }}", last=np.int64([-1]))
+    assert check(normal_reduction, model) == 1
+    assert operators(model)[-1] in ("Sqrt", "ReduceSum")

@@ -249,6 +249,15 @@ def like(x):
     return paddle.full_like(x, 3.0) - paddle.zeros_like(x) + x
 
 
+def einsum(equation, *shapes):
+    def build(x):
+        import paddle
+
+        return paddle.einsum(equation, *([x, *map(parameter, shapes)] if shapes else [x, x * x]))
+
+    return build
+
+
 def attention(x):
     import paddle
 

@@ -306,10 +306,6 @@ CASES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
         saved(onnx_classifier(outputs=[helper.make_tensor_value_info("f", 1, ("n", 4))])),
         ("model.onnx", "'y'", "'f'", "output_name"),
     ),
-    "onnx in half precision": (
-        saved(onnx_classifier(elem=TensorProto.FLOAT16, weight=HALF, tensors={"v": F.astype(np.float16)})),
-        ("model.onnx", "float16", "float32"),
-    ),
     "token numbers": (saved(onnx_classifier(elem=TensorProto.INT64)), ("model.onnx", "'x'")),
     "external data away": (
         lambda folder: _external(folder, "gone.bin"),

@@ -101,6 +101,7 @@ CASES = {
     ),
     "layer normalization": Case("LayerNormalization", [normal(7), normal(7)], {"axis": -1}),
     "layer normalization 2": Case("LayerNormalization", [normal(6, 7)], {"axis": 2, "epsilon": 1e-3}),
+    "normalized vectors": Case("LpNormalization", [], {"axis": 2, "p": 2}),
     "average pool": Case("AveragePool", [], {**PADS, "pads": [1, 1, 1, 1], "strides": [2, 2]}),
     "average pool with padding": Case("AveragePool", [], {**PADS, "pads": [1, 1, 1, 1], "count_include_pad": 1}),
     "average pool ceil": Case("AveragePool", [], {**PADS, "strides": [2, 2], "ceil_mode": 1}),

@@ -156,6 +156,8 @@ class AutoCompression:
         self._source = read_model(model_dir, model_filename, params_filename, self._shapes(input_shapes), output)
         refuse_quantized(self._source, self.files.model)
         self.model = prepare(self._source)
+        for remark in reporting.source_notes(self.model):
+            log.warning("%s", remark)
         self.input_name = str(self.model.graph.inputs[0].name)
         self._check_names()
         self._find_teacher()
@@ -413,7 +415,7 @@ class AutoCompression:
         result: QatResult | None, kept: str, reason: str, seconds: Mapping[str, float],
     ) -> Record:  # fmt: skip
         skipped = [loader.skipped for loader in self._image_loaders()]
-        remarks = (*reporting.notes(rows, machine().get("vnni")), *faults)
+        remarks = (*reporting.source_notes(self.model), *reporting.notes(rows, machine().get("vnni")), *faults)
         found = reporting.record(
             model_dir=self.model_dir, model_format=self.files.source_format, inputs=self._inputs(), config=self.config,
             quantized=final, rows=rows, outputs=files.paths(), result=result, kept=kept, kept_reason=reason,

@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from fullquant.auto_compression.embedded import resolve_embedded
-from fullquant.auto_compression.loaders import check_images, check_labels, free_or_fixed, validation_loader
+from fullquant.auto_compression.loaders import check_images, check_labels, free_or_fixed, image_sizes, validation_loader
 from fullquant.config import Config, Global, load_config
 from fullquant.errors import ConfigError, DataError, EngineError, ModelError
 from fullquant.evaluation.accuracy import Predict
@@ -166,7 +166,7 @@ def _facts(graph: ir.Graph) -> tuple[bool, bool, tuple[int | None, ...] | None, 
     """(quantized, probabilities, image, classes) of _Model."""
     operators = {node.op_type for node in graph}
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]  # old files list both
-    image = (free_or_fixed(inputs[0]) or ())[1:] if len(inputs) == 1 else ()
+    image = (image_sizes(inputs[0]) or ())[1:] if len(inputs) == 1 else ()
     outputs = free_or_fixed(graph.outputs[0]) or ()
     return (
         bool(operators & _QUANTIZERS),

@@ -12,7 +12,7 @@ from typing import Any
 
 from fullquant.auto_compression.api import AutoCompression, CompressionResult
 from fullquant.auto_compression.embedded import resolve_embedded
-from fullquant.auto_compression.loaders import images_of_split, train_loader, validation_loader
+from fullquant.auto_compression.loaders import image_sizes, images_of_split, train_loader, validation_loader
 from fullquant.config import Augment, Config, Global, load_config
 from fullquant.config.learning_rate import CosineAnnealingDecay
 from fullquant.data import ImageLoader
@@ -100,7 +100,7 @@ def default_config(model_dir: str | Path, data_dir: str | Path, *, ptq: bool = F
 
 def _input_keys(model_dir: str | Path, output_name: str | None) -> dict[str, Any]:
     """img_size and channel_order as far as the model's input says them."""
-    shape = read_model(model_dir, output_name=output_name).graph.inputs[0].shape
+    shape = image_sizes(read_model(model_dir, output_name=output_name).graph.inputs[0])
     keys: dict[str, Any] = {}
     if shape is not None and len(shape) == 4:
         if isinstance(shape[2], int) and isinstance(shape[3], int):

@@ -21,6 +21,8 @@ from fullquant.auto_compression.inspected_nodes import (
 )
 from fullquant.auto_compression.placed import summary, tensors
 from fullquant.errors import ModelError, PlacementError, ReportError
+from fullquant.graph.edit import dims
+from fullquant.graph.layout import is_channels_last
 from fullquant.passes import prepare
 from fullquant.passes.infer_shapes import infer_shapes
 from fullquant.passes.remove_unused import remove_unused
@@ -151,9 +153,13 @@ def inspect_model(
 def _read(path: str | Path, image_size: Sequence[int] | None, output_name: str | None) -> ir.Model:
     model = read_model(path, output_name=output_name)
     shape = model.graph.inputs[0].shape
-    if image_size is None or shape is None or len(shape) != 4 or tuple(shape[2:]) == tuple(image_size):
+    if image_size is None or shape is None or len(shape) != 4:
         return model
-    channels = shape[1] if isinstance(shape[1], int) else 3
+    last = is_channels_last(dims(model.graph.inputs[0]))
+    channels, sizes = (shape[3], shape[1:3]) if last else (shape[1], shape[2:])
+    if tuple(sizes) == tuple(image_size):
+        return model
+    channels = channels if isinstance(channels, int) else 3
     wanted: Mapping[str, Sequence[int]] = {str(model.graph.inputs[0].name): (-1, channels, *image_size)}
     return read_model(path, None, None, wanted, output_name)
 

@@ -28,6 +28,7 @@ from fullquant.data.feeds import Feeds
 from fullquant.data.shared_list import default_folder
 from fullquant.distributed import ALONE, World
 from fullquant.errors import ConfigError, DataError
+from fullquant.graph.layout import TO_FIRST, is_channels_last
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -89,6 +90,12 @@ def free_or_fixed(value: ir.Value) -> tuple[int | None, ...] | None:
     if value.shape is None:
         return None
     return tuple(size if isinstance(size, int) and size > 0 else None for size in value.shape)
+
+
+def image_sizes(value: ir.Value) -> tuple[int | None, ...] | None:
+    """`free_or_fixed` of a file's image input as [N, C, H, W], also where the file takes it as [N, H, W, C]."""
+    sizes = free_or_fixed(value)
+    return tuple(sizes[axis] for axis in TO_FIRST) if sizes is not None and is_channels_last(sizes) else sizes
 
 
 def check_images(loader: ImageLoader, image: Sequence[int | None] | None, model: str | Path) -> None:

@@ -24,6 +24,8 @@ END = "<!-- end of the generated part -->"
 QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 #: Become constants by the shape of the input, before anything is executed or written.
 FOLDED = frozenset({"Shape", "Size", "Range"})
+#: Become other operators in the passes: Einsum products of matrices, transposes and sums.
+REPLACED = frozenset({"Einsum"})
 
 
 def operators_markdown() -> str:
@@ -79,7 +81,7 @@ def _limits(contract: Contract) -> str:
 def _written_back(contract: Contract) -> str:
     if QUANTIZERS & set(contract.onnx):
         return "by the scales"
-    missing = [name for name in contract.onnx if name not in supported_operators() and name not in FOLDED]
+    missing = [name for name in contract.onnx if name not in supported_operators() and name not in FOLDED | REPLACED]
     return f"not {', '.join(missing)}" if missing else "yes"
 
 
@@ -89,6 +91,8 @@ def _onnx_rows() -> Iterable[Sequence[str]]:
             yield operator, _code(sources), "by the scales", "by the scales", "by the scales"
         elif operator in FOLDED:
             yield operator, _code(sources), "folded", "folded", "yes"
+        elif operator in REPLACED:
+            yield operator, _code(sources), "as MatMul", "as MatMul", "yes"
         else:
             simulated, written = operator in BUILDERS, operator in supported_operators()
             yield operator, _code(sources), _yes(simulated), _yes(written), "yes"

@@ -7,10 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from fullquant.auto_compression.placed import summary, tensors
 from fullquant.auto_compression.stages import QuantizedModel
 from fullquant.auto_compression.validation import Validation
 from fullquant.config import Config
+from fullquant.graph.layout import INPUT_LAYOUT
+from fullquant.readers.onnx_tensors import CONVERTED_FROM
 from fullquant.report.machine import machine, package_versions
 from fullquant.report.record import (
     CurvePoint,
@@ -79,6 +83,23 @@ _KERNELS = {
     "yes": "Nothing saturates on this processor; the int8 kernels round where the file does not, an addition each of "
     "its two tensors. With scale_grid: short they agree; fullquant verify names the first tensor that differs.",
 }
+
+
+def source_notes(model: ir.Model) -> list[str]:
+    """Where the graph that was read differs from the file: the order of axes, the type of its floats."""
+    found, name = [], model.graph.inputs[0].name
+    if model.metadata_props.get(INPUT_LAYOUT) == "NHWC":
+        found.append(
+            "The float model takes images as [N, height, width, channels] (NHWC); the files written here take "
+            f"{name!r} as [N, channels, height, width] (NCHW), without the transposes."
+        )
+    kind = model.metadata_props.get(CONVERTED_FROM)
+    if kind:
+        found.append(
+            f"The float model is in {kind.lower()}; it was read in float32, with the same weights, and is compared in "
+            "float32."
+        )
+    return found
 
 
 def notes(rows: Sequence[ResultRow], vnni: str | None) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from fullquant.auto_compression.exporting import ONNX_NAME
-from fullquant.auto_compression.loaders import free_or_fixed
+from fullquant.auto_compression.loaders import image_sizes
 from fullquant.config import Config, load_config
 from fullquant.errors import ConfigError, ModelError, ReportError
 from fullquant.readers import ModelFiles, find_model, read_model
@@ -95,7 +95,7 @@ def image_shape(saved: SavedModel, size: Sequence[int] | None = None) -> tuple[i
     Raises ConfigError where nothing says it.
     """
     graph = read_model(saved.models[0]).graph
-    channels, *free = (*(free_or_fixed(graph.inputs[0]) or ()), None, None, None, None)[1:4]
+    channels, *free = (*(image_sizes(graph.inputs[0]) or ()), None, None, None, None)[1:4]
     known = (None, None) if size is None else tuple(size)
     recorded = _recorded_size(saved)
     height, width = (own or asked or noted for own, asked, noted in zip(free, known, recorded, strict=True))

@@ -9,14 +9,12 @@ batch alone.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from fullquant.errors import ModelError
 from fullquant.graph.edit import (
-    Array,
     add_initializer,
     constant_value,
     dims,
@@ -28,10 +26,10 @@ from fullquant.graph.edit import (
     replace_uses,
     value_name,
 )
-from fullquant.passes.batch_expand import take_batch, takes_batch
 from fullquant.passes.constants import fold_constants
 from fullquant.passes.infer_shapes import infer_shapes
 from fullquant.passes.remove_unused import remove_unused
+from fullquant.passes.two_batches import BatchCopy, repeated_rows, static_resize, strided_gather
 
 _log = logging.getLogger(__name__)
 
@@ -42,21 +40,12 @@ _ROUNDS = 40
 _FROM_SIZES = frozenset({"Shape", "Size"})
 
 
-@dataclass(frozen=True)
-class _Copy:
-    """The graph for one batch size: its constants, and the static shapes of its values."""
-
-    batch: int
-    constants: dict[str, Array]
-    used: frozenset[str]
-    shapes: dict[str, tuple[int, ...]]
-
-
 def fold_shape_arithmetic(model: ir.Model) -> int:
     """Replaces values that follow from the sizes of the image; returns how many.
 
     A value that is the same for every batch becomes an initializer. Where it depends on the batch: the target of a
-    Reshape or Expand gets 0, 1 or -1 there.
+    Reshape or Expand gets 0, 1 or -1 there; for a Resize, positions and rows that are the same for every image see
+    `two_batches`.
     Only for models with one input whose other sizes are known; anything else is left as it is.
     """
     shape = dims(model.graph.inputs[0]) if len(model.graph.inputs) == 1 else None
@@ -70,7 +59,7 @@ def fold_shape_arithmetic(model: ir.Model) -> int:
     return _apply(model, copies[0], copies[1])
 
 
-def _folded(model: ir.Model, batch: int) -> _Copy | None:
+def _folded(model: ir.Model, batch: int) -> BatchCopy | None:
     """The copy for one batch; None where its shapes contradict each other."""
     copy = model.clone()
     image = copy.graph.inputs[0]
@@ -98,10 +87,10 @@ def _folded(model: ir.Model, batch: int) -> _Copy | None:
     own = {str(value.name) for value in model.graph.initializers.values()}
     constants = {name: array for name, value in copy.graph.initializers.items()
                  if name not in own and (array := constant_value(value)) is not None}  # fmt: skip
-    return _Copy(batch, constants, frozenset(constants), shapes)
+    return BatchCopy(batch, constants, shapes)
 
 
-def _apply(model: ir.Model, first: _Copy, second: _Copy) -> int:
+def _apply(model: ir.Model, first: BatchCopy, second: BatchCopy) -> int:
     count = 0
     for node in list(model.graph):
         if node.graph is None:
@@ -114,10 +103,14 @@ def _apply(model: ir.Model, first: _Copy, second: _Copy) -> int:
                     count += _replace(value, first, second)
         elif node.op_type in ("Reshape", "Expand"):
             count += _with_static_target(node, first, second)
+        elif node.op_type == "Resize":
+            count += static_resize(node, (first, second))
+        elif node.op_type == "Gather":
+            count += strided_gather(node, (first, second))
     return count
 
 
-def _replace(value: ir.Value, first: _Copy, second: _Copy) -> int:
+def _replace(value: ir.Value, first: BatchCopy, second: BatchCopy) -> int:
     """A value that both copies know becomes an initializer if it is the same."""
     name = value_name(value)
     one, two = first.constants[name], second.constants[name]
@@ -130,17 +123,11 @@ def _replace(value: ir.Value, first: _Copy, second: _Copy) -> int:
         replace_uses(value, add_initializer(graph, name, one))
         prune(node)
         return 1
-    # The rows of one image repeated for each, such as a class token.
-    sizes = (one.shape[:1], two.shape[:1]) == ((first.batch,), (second.batch,))
-    target = node.inputs[1] if node.op_type == "Expand" and len(node.inputs) > 1 else None
-    image = graph_of(node).inputs[0]
-    if sizes and target is not None and one.shape[1:] == two.shape[1:] and not takes_batch(target, image):
-        take_batch(node, image, one.shape[1:])
-        return 1
-    return 0
+    # The rows of one image repeated for each, such as a class token or an embedding of positions.
+    return int(repeated_rows(value, (first, second)))
 
 
-def _with_static_target(node: ir.Node, first: _Copy, second: _Copy) -> bool:
+def _with_static_target(node: ir.Node, first: BatchCopy, second: BatchCopy) -> bool:
     """Makes the target of a Reshape or Expand constant: equal sizes as they are, others copied or inferred."""
     data, target = node.inputs[0], node.inputs[1]
     if data is None or ints_constant(target) is not None:

@@ -12,6 +12,7 @@ from fullquant.errors import ModelError
 from fullquant.graph.verify import verify
 from fullquant.passes.affine_to_depthwise import affine_to_depthwise
 from fullquant.passes.batch_expand import batch_expand
+from fullquant.passes.channels_first import channels_first
 from fullquant.passes.constants import constants_to_initializers, fold_constants
 from fullquant.passes.explicit_attributes import explicit_attributes
 from fullquant.passes.fold_batch_norm import fold_batch_norm
@@ -23,14 +24,17 @@ from fullquant.passes.free_batch import free_batch
 from fullquant.passes.fuse_activations import fuse_gelu, fuse_mish, fuse_sigmoid
 from fullquant.passes.fuse_hard_swish import fuse_hard_sigmoid, fuse_hard_swish
 from fullquant.passes.fuse_layer_norm import fold_layer_norm_parameters, fuse_layer_norm
+from fullquant.passes.fuse_lp_normalization import fuse_lp_normalization
 from fullquant.passes.global_pooling import global_pooling
 from fullquant.passes.infer_shapes import infer_shapes
 from fullquant.passes.merge_branches import merge_branches
 from fullquant.passes.normal_arithmetic import normal_arithmetic
 from fullquant.passes.normal_clip import normal_clip
+from fullquant.passes.normal_einsum import normal_einsum
 from fullquant.passes.normal_gemm import normal_gemm
 from fullquant.passes.normal_normalization import normal_normalization
 from fullquant.passes.normal_power import normal_power
+from fullquant.passes.normal_reduction import normal_reduction
 from fullquant.passes.normal_reshape import normal_reshape
 from fullquant.passes.remove_identity import remove_identity
 from fullquant.passes.remove_unused import remove_unused
@@ -50,6 +54,10 @@ PIPELINE: tuple[Pass, ...] = (
     free_batch,
     batch_expand,
     remove_identity,
+    channels_first,
+    normal_einsum,
+    fuse_lp_normalization,
+    normal_reduction,
     normal_arithmetic,
     normal_clip,
     normal_gemm,

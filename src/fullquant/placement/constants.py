@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
+import numpy as np
 import onnx_ir as ir
 
 from fullquant.errors import PlacementError
@@ -14,6 +15,15 @@ from fullquant.placement.rules import LAYERS, BiasRule, OperatorRule, Target
 
 INT32 = QuantSpec(-(2**31) + 1, 2**31 - 1)
 _REDUCED = (-64, 63)
+
+#: Operators whose constants stay float: none of the targets has an integer kernel that would take them as integers.
+_FLOAT_CONSTANTS = {
+    "Pow": "base or exponent of Pow: a parameter of the function, not a tensor between operators",
+    "ConvTranspose": "weight of ConvTranspose: it is computed in float between int8 tensors, with float weights",
+    "Where": "constant that Where chooses: rounded behind it, with the result",
+}
+#: A number that large among the others is a mask ("minus infinity"), not a value that a grid should reach.
+_LARGEST_CHOICE = 1e4
 
 _BIAS_REASONS: dict[BiasRule, str] = {
     "int32": "int32 at scale_x * scale_w",
@@ -64,6 +74,9 @@ class ConstantPlacer:
             return Decision(name, "weight", None, f"constant that {op} moves: rounded behind it, with the result")
         if op in ("BatchNormalization", "LayerNormalization", "Resize"):
             return Decision(name, "weight", None, f"parameter inside {op}: not a tensor between operators")
+        if op in _FLOAT_CONSTANTS:
+            _check_choice(node, value)
+            return Decision(name, "weight", None, _FLOAT_CONSTANTS[op])
         if (op in ("Conv", "Gemm") and index == 2) or (op == "Add" and bias_of_add(node) is value):
             return Decision(name, "bias", INT32, f"bias of {op}: {_BIAS_REASONS[self.target.bias]}")
         if op in LAYERS:
@@ -79,6 +92,18 @@ class ConstantPlacer:
         if _rule_of_layer(node, self.target).weights == "per_channel":
             return axis, "per output channel"
         return None, f"per tensor, the finest that {self.target.name} has for it"
+
+
+def _check_choice(node: ir.Node, value: ir.Value) -> None:
+    """PlacementError for a Where that writes a mask's number: on a grid that holds it everything else is 0."""
+    if node.op_type != "Where" or value.const_value is None:
+        return
+    largest = float(np.abs(value.const_value.numpy()).max(initial=0.0))
+    if not largest < _LARGEST_CHOICE:
+        raise PlacementError(
+            f"node {node.name!r} (Where) writes {largest:g} among other values, and no int8 grid holds both; keep it "
+            "float, and what reads it, with QuantAware.not_quant_pattern"
+        )
 
 
 def _rule_of_layer(node: ir.Node, target: Target) -> OperatorRule:

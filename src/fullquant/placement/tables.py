@@ -15,10 +15,12 @@ _COMPUTE = (
     "Tanh", "Softmax", "LogSoftmax", "Gelu", "Erf", "Mish", "Elu", "LeakyRelu", "PRelu", "Exp", "Sqrt",
     "Abs", "Neg", "Log", "Floor", "Sign", "Sin", "Cos", "Reciprocal", "Softplus",
     "GlobalAveragePool", "AveragePool", "ReduceMean", "ReduceSum", "BatchNormalization", "LayerNormalization", "Resize",
+    "ConvTranspose", "Where", "LpNormalization",
 )  # fmt: skip
 _MOVE = (
     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "MaxPool", "GlobalMaxPool", "ReduceMax",
     "ReduceMin", "Identity", "Split", "Gather", "Expand", "Tile", "Concat", "DepthToSpace",
+    "TopK",
 )  # fmt: skip
 _CLAMP = ("Relu", "Clip")
 _ROLES: Mapping[str, Role] = {
@@ -303,6 +305,7 @@ _RKNN_UNSUPPORTED = frozenset({
     "Expand", "LayerNormalization", "Erf", "Mish",
     # not looked up: refused rather than promised
     "Abs", "Neg", "Log", "Floor", "Sign", "Sin", "Cos", "Reciprocal", "Softplus", "ReduceMin",
+    "ConvTranspose", "Where", "TopK", "LpNormalization",
 })  # fmt: skip
 
 _RKNN = Target(

@@ -11,9 +11,20 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from fullquant.errors import ModelError, UnsupportedOperatorError
+from fullquant.graph.layout import as_declared
 from fullquant.readers.graph_builder import IR_VERSION, OPSET
-from fullquant.readers.refusals import CONTROL_FLOW, OTHER_DOMAIN, RECURRENT, Reason, Refused, reason_of, refusal
-from fullquant.readers.signature import check_inputs, check_precision, choose_output, element_types, input_dims
+from fullquant.readers.onnx_tensors import check_element_types, check_file_size, halves_to_float, load_tensors
+from fullquant.readers.refusals import (
+    CONTROL_FLOW,
+    OTHER_DOMAIN,
+    RECURRENT,
+    SEQUENCE,
+    Reason,
+    Refused,
+    reason_of,
+    refusal,
+)
+from fullquant.readers.signature import check_inputs, choose_output, input_dims
 
 _DOMAINS = ("", "ai.onnx")
 # Operators of later sets whose meaning, not only their list of types, differs from opset 20.
@@ -26,8 +37,9 @@ def load_onnx(
     """Reads an `.onnx` file. External data must lie inside the model's folder.
 
     output_name: the output that is meant, where there are several; what only the others need is left out.
-    Raises ModelError for a damaged file, more than one input, several outputs of which none is named, floats of 16
-    bits, operators outside the ONNX standard, and operator sets that cannot be converted.
+    Floats of 16 bits become float32, which the metadata say (`CONVERTED_FROM`).
+    Raises ModelError for a damaged file, more than one input, several outputs of which none is named, element types of
+    quantized models, operators outside the ONNX standard, and operator sets that cannot be converted.
     """
     loaded = _load(path)
     _keep_output(path, loaded, output_name)
@@ -43,6 +55,7 @@ def load_onnx(
 
 def _load(path: Path) -> ir.Model:
     """The model with all its tensors in memory."""
+    check_file_size(path)
     try:
         proto = onnx.load(path, load_external_data=False)
         opset = _opset(path, proto)
@@ -54,21 +67,10 @@ def _load(path: Path) -> ir.Model:
         raise
     except Exception as error:  # protobuf, onnx and onnx_ir each have types of their own for damaged messages
         raise ModelError(f"{path}: is not an ONNX model ({_reason(error)}); export it again") from None
-    ir.external_data.set_base_dir(model.graph, path.parent)
     model.opset_imports[""] = opset
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is None:
-            continue
-        if isinstance(tensor, ir.ExternalTensor):
-            _check_location(path, tensor)
-        try:
-            value.const_value = ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=value.name)
-        except Exception as error:  # whatever a malformed tensor provokes in NumPy or mmap
-            raise ModelError(
-                f"{path}: the data of {value.name!r} cannot be read ({_reason(error)}); "
-                "the file is damaged or its external data is missing, export it again"
-            ) from None
+    check_element_types(path, model)
+    load_tensors(path, model)
+    halves_to_float(model)
     return model
 
 
@@ -87,26 +89,6 @@ def _check_names_are_text(graph: onnx.GraphProto) -> None:
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(f"the name {text!r} is no UTF-8 text")
-
-
-def _check_location(path: Path, tensor: ir.ExternalTensor) -> None:
-    folder = path.parent.resolve()
-    target = (folder / tensor.location).resolve()
-    if not target.is_relative_to(folder):
-        raise ModelError(
-            f"{path}: the data of {tensor.name!r} lies outside the model's folder ({tensor.location}); "
-            "put it beside the model and save the model again"
-        )
-    if not target.is_file():
-        raise ModelError(
-            f"{path}: the external data file {tensor.location!r} of {tensor.name!r} is missing; put it beside the model"
-        )
-    end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
-    if end > target.stat().st_size:
-        raise ModelError(
-            f"{path}: the data of {tensor.name!r} ends at byte {end} of {tensor.location!r}, "
-            f"which has {target.stat().st_size}; copy the file again"
-        )
 
 
 def _standard(path: Path, model: ir.Model) -> ir.Model:
@@ -174,7 +156,6 @@ def _keep_output(path: Path, model: ir.Model, wanted: str | None) -> None:
     outputs = {str(value.name): value for value in graph.outputs}
     chosen = choose_output(path, {name: _sizes(value) for name, value in outputs.items()}, wanted)
     images = [value for value in graph.inputs if value.name not in graph.initializers]
-    check_precision(path, element_types([*images, *graph.initializers.values()]), "tensor")
     if len(outputs) == 1 and len(images) <= 1:
         return
     for value in [v for v in graph.outputs if v is not outputs[chosen]]:
@@ -213,6 +194,8 @@ def _refusal_of(node: ir.Node) -> Reason | None:
         return reason_of(node.op_type, OTHER_DOMAIN)
     if not onnx.defs.has(node.op_type):
         return OTHER_DOMAIN
+    if "Sequence" in node.op_type or node.op_type.startswith("Optional"):
+        return SEQUENCE
     return RECURRENT if node.op_type in ("LSTM", "GRU", "RNN") else None
 
 
@@ -250,7 +233,9 @@ def _set_input_shape(path: Path, model: ir.Model, input_shape: Mapping[str, Sequ
     if value.shape is None:
         raise ModelError(f"{path}: input {name!r} has no shape; export the model with its input shape")
     declared = [dim if isinstance(dim, int) else -1 for dim in value.shape]
-    dims = input_dims(path, name, declared, input_shape)
+    # Every caller knows images as [N, C, H, W]; Keras has the channels last.
+    wanted = {key: as_declared(sizes, declared) for key, sizes in input_shape.items()}
+    dims = input_dims(path, name, declared, wanted)
     value.shape = ir.Shape([dim if isinstance(dim, int) else ir.SymbolicDim(dim) for dim in dims])
     for node in model.graph:
         for output in node.outputs:

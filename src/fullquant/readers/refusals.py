@@ -33,10 +33,20 @@ RECURRENT = Reason(
     "recurrent",
     "quantize the convolutional part alone, exported as a model of its own",
 )
+SEQUENCE = Reason(
+    "makes or reads a sequence of tensors, and only tensors are read",
+    "sequence",
+    "export with torch.onnx.export(..., dynamo=True), or split with fixed sizes",
+)
 QUANTIZED = Reason(
     "is a quantizer of a form that is not read: the model is quantized already",
     "quantizer",
     "give the float model that it was made from",
+)
+ATTENTION = Reason(
+    "is an attention kernel of GPUs, which is not read",
+    "attention kernel of GPUs",
+    "write the attention as matmul and softmax, or export on a CPU, where Paddle takes them by itself",
 )
 OTHER_DOMAIN = Reason(
     "is no operator of the ONNX standard, and only those are read",
@@ -49,6 +59,7 @@ _RECURRENT = frozenset({
     "fusion_lstm", "multi_gru", "recurrent", "rnn_memory_helper",
 })  # fmt: skip
 _CONTROL_FLOW = frozenset({"while", "if", "conditional_block", "conditional_block_infer", "select_input", "assert"})
+_ATTENTION = re.compile(r"flash_attn|memory_efficient_attention")
 _QUANTIZER = re.compile(r"(de)?quantize|qlinear|integer$|^q(conv|gemm|matmul|attention)", re.IGNORECASE)
 
 
@@ -68,6 +79,8 @@ def reason_of(operator: str, otherwise: Reason = UNKNOWN) -> Reason:
         return RECURRENT
     if name in _CONTROL_FLOW:
         return CONTROL_FLOW
+    if _ATTENTION.search(name):
+        return ATTENTION
     return QUANTIZED if _QUANTIZER.search(name) else otherwise
 
 

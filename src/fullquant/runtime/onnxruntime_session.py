@@ -35,6 +35,8 @@ class OnnxRuntimeSession:
         self._session = onnxruntime.InferenceSession(source, self._options(threads), providers=["CPUExecutionProvider"])
         self.input_names = tuple(value.name for value in self._session.get_inputs())
         self.output_names = tuple(value.name for value in self._session.get_outputs())
+        self._declared = {value.name: value.shape for value in self._session.get_inputs()}
+        self._halves = frozenset(v.name for v in self._session.get_inputs() if v.type == "tensor(float16)")
 
     def _options(self, threads: int | None) -> Any:
         import onnxruntime
@@ -51,9 +53,10 @@ class OnnxRuntimeSession:
         """feeds: {input name: array of any batch size}; the outputs, as arrays of their own."""
         sessions.check_feeds(feeds, self.input_names, self.engine)
         try:
-            return list(self._session.run(None, dict(feeds)))
+            results = self._session.run(None, sessions.as_declared(feeds, self._declared, self._halves))
         except Exception as error:
             raise sessions.refusal(self.engine, "these inputs", error) from error
+        return [sessions.without_halves(result) for result in results]
 
     def executed(self) -> ExecutedGraph:
         """The graph that it made of the file for this processor."""

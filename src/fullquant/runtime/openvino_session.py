@@ -36,15 +36,23 @@ class OpenVinoSession:
         self._compiled = core.compile_model(core.read_model(source), "CPU", settings)
         self.input_names = tuple(port.get_any_name() for port in self._compiled.inputs)
         self.output_names = tuple(port.get_any_name() for port in self._compiled.outputs)
+        self._declared = {
+            port.get_any_name(): [d.get_length() if d.is_static else None for d in port.get_partial_shape()]
+            for port in self._compiled.inputs
+            if port.get_partial_shape().rank.is_static
+        }
+        self._halves = frozenset(
+            port.get_any_name() for port in self._compiled.inputs if port.get_element_type() == openvino.Type.f16
+        )
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """feeds: {input name: array of any batch size}; the outputs, as arrays of their own."""
         sessions.check_feeds(feeds, self.input_names, self.engine)
         try:
-            results = self._compiled(dict(feeds))
+            results = self._compiled(sessions.as_declared(feeds, self._declared, self._halves))
         except Exception as error:
             raise sessions.refusal(self.engine, "these inputs", error) from error
-        return [np.array(results[port]) for port in self._compiled.outputs]
+        return [sessions.without_halves(np.array(results[port])) for port in self._compiled.outputs]
 
     def executed(self) -> ExecutedGraph:
         """The graph that the plugin executes, with the precision of each of its operators."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from fullquant.errors import EngineError
+from fullquant.graph.layout import TO_LAST, is_in_other_order
 from fullquant.readers import ModelFiles, find_model, read_model
 from fullquant.runtime.executed import ExecutedGraph
 
@@ -145,6 +146,25 @@ def check_feeds(feeds: Mapping[str, Array], names: tuple[str, ...], engine: str)
     if set(feeds) != set(names):
         given, wanted = ", ".join(sorted(feeds)) or "none", ", ".join(names)
         raise EngineError(f"engine {engine!r}: the inputs given are {given}; the model's inputs are {wanted}")
+
+
+def as_declared(
+    feeds: Mapping[str, Array], declared: Mapping[str, Sequence[object]], halves: Collection[str] = ()
+) -> dict[str, Array]:
+    """Images [N, C, H, W] in the order [N, H, W, C] for an input that is declared so, as Keras' are; others as is.
+
+    halves: names of the inputs that are float16, for which images are rounded.
+    """
+    ordered = {
+        name: array.transpose(TO_LAST) if is_in_other_order(array.shape, declared.get(name, ())) else array
+        for name, array in feeds.items()
+    }
+    return {name: array.astype(np.float16) if name in halves else array for name, array in ordered.items()}
+
+
+def without_halves(array: Array) -> Array:
+    """float16 as float32; anything else as it is."""
+    return array.astype(np.float32) if getattr(array, "dtype", None) == np.float16 else array
 
 
 def _check_installed(engine: str) -> None:

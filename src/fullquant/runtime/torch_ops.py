@@ -104,6 +104,12 @@ def _layer_norm(node: ir.Node) -> Operation:
     return layer_norm
 
 
+@rule("LpNormalization")
+def _lp_normalization(node: ir.Node) -> Operation:
+    axis, order = int(attribute(node, "axis", -1)), float(attribute(node, "p", 2))
+    return lambda x: F.normalize(x, p=order, dim=axis)
+
+
 def _constant_operation(function: Any) -> Builder:
     return lambda node: function
 

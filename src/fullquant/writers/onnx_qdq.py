@@ -28,6 +28,7 @@ from fullquant.placement.decision import Placement
 from fullquant.writers.atomic import refuse_source_files, write_atomically
 from fullquant.writers.onnx_constants import StorageType
 from fullquant.writers.onnx_opset import finish
+from fullquant.writers.onnx_resize import resize_by_factors
 from fullquant.writers.qdq_builder import Layout, QdqBuilder
 
 Runtime = Literal["onnxruntime", "openvino", "tensorrt"]
@@ -68,6 +69,7 @@ def write_float_onnx(model: ir.Model, path: str | os.PathLike[str]) -> None:
     """Writes the float model as it is, in the lowest operator set that it needs. Raises ExportError."""
     refuse_source_files(model.metadata_props.get(SOURCE), path)
     copy = ir.from_proto(ir.to_proto(model))
+    resize_by_factors(copy.graph)
     finish(copy)
     _save(copy, path)
 
@@ -99,6 +101,7 @@ def build_onnx(
             f"{runtime} takes int8 with zero point 0 only; leave weight_type and activation_type as they are"
         )
     copy = ir.from_proto(ir.to_proto(model))
+    resize_by_factors(copy.graph)
     QdqBuilder(copy.graph, placement, qparams, layout, storage, weight_type).build()
     finish(copy)
     copy.metadata_props["fullquant.target"] = placement.target

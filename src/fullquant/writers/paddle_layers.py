@@ -221,6 +221,14 @@ def layer_normalization(emit: Emitter) -> None:
     emit.op("layer_norm", inputs, outputs, begin_norm_axis=axis, epsilon=emit.float_attribute("epsilon", 1e-5))
 
 
+def lp_normalization(emit: Emitter) -> None:
+    """LpNormalization of order 2 -> norm: x / sqrt(sum(x * x) + epsilon)."""
+    if emit.int_attribute("p", 2) != 2:
+        raise emit.refuse("Paddle divides by norms of order 2 only", "export with p=2")
+    outputs = {"Out": [emit.output()], "Norm": [emit.temporary("norm", [-1])]}
+    emit.op("norm", {"X": [emit.read(0)]}, outputs, axis=emit.int_attribute("axis", -1), epsilon=1e-12, is_test=True)
+
+
 def prelu(emit: Emitter) -> None:
     """PRelu with a constant slope: one for all, or one per channel."""
     slope = emit.constant(1)

@@ -107,6 +107,7 @@ RULES: Mapping[str, Rule] = {
     "BatchNormalization": layers.batch_normalization,
     "InstanceNormalization": more.instance_normalization,
     "LayerNormalization": layers.layer_normalization,
+    "LpNormalization": layers.lp_normalization,
     "AveragePool": layers.pool("avg"),
     "MaxPool": layers.pool("max"),
     "GlobalAveragePool": layers.global_pool("avg"),

@@ -165,6 +165,7 @@ ROWS: Mapping[str, Row] = {
         "batch_norm_", ("X", "Mean", "Variance", "Scale", "Bias"), _BATCH_NORM,
         ("Y", "MeanOut", "VarianceOut", "SavedMean", "SavedVariance", None),
     ),
+    "norm": Row("norm", ("X",), _same(("axis", "i32"), ("epsilon", "f32"), ("is_test", "bool")), ("Out", "Norm")),
     "layer_norm": Row(
         "layer_norm", ("X", "Scale", "Bias"), _same(("epsilon", "f32"), ("begin_norm_axis", "i32")),
         ("Y", "Mean", "Variance"),

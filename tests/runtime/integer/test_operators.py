@@ -39,9 +39,15 @@ def test_integers_are_the_simulation(name: str, options: dict[str, Any]) -> None
     )
 
 
+#: Between int8 tensors, but computed in float by every target, and so by the integer model, which says it:
+#: tests/writers/test_rare_operators.py.
+IN_FLOAT = {"ConvTranspose", "LpNormalization", "TopK", "Where"}
+
+
 def test_every_operator_of_the_targets_has_a_kernel() -> None:
     placed = {op for target in TARGETS.values() for op in target.rules}
-    assert placed - set(_BUILDERS) == set()
+    assert placed - set(_BUILDERS) == IN_FLOAT
+    assert {target.kernel(op) for target in TARGETS.values() for op in IN_FLOAT} <= {"float", None}
 
 
 @pytest.mark.parametrize("name", ["conv", "add", "mul", "average pool"])

@@ -118,3 +118,11 @@ def gather(c: OpContext) -> ir.Value:
     if len(dims) == 2 and dims[1] == 1:
         index = c.reshape(index, [-1])
     return c.node("Gather", x, index, axis=axis)
+
+
+def einsum(c: OpContext) -> ir.Value:
+    """Products and sums by an equation; the passes make matrix products of it."""
+    operands = c.inputs("Operands")
+    if len(operands) > 2:
+        raise c.unsupported(f"einsum of {len(operands)} tensors is not read, of two it is", "multiply them two by two")
+    return c.node("Einsum", *operands, equation=c.text("equation").replace(" ", ""))

@@ -46,10 +46,12 @@ def instance_norm(c: OpContext) -> ir.Value:
 
 
 def norm(c: OpContext) -> ir.Value:
-    """x / sqrt(sum(x * x) + epsilon) along an axis."""
-    x = c.input("X")
+    """x / sqrt(sum(x * x) + epsilon) along an axis; a small epsilon is there for a vector of zeros alone."""
+    x, epsilon = c.input("X"), c.number("epsilon", 1e-10)
+    if epsilon <= 1e-8:
+        return c.node("LpNormalization", x, axis=c.integer("axis", -1), p=2)
     total = c.node("ReduceSum", c.node("Mul", x, x), c.int64([c.integer("axis", -1)]), keepdims=1)
-    return c.node("Div", x, c.node("Sqrt", c.node("Add", total, c.scalar(c.number("epsilon", 1e-10), x))))
+    return c.node("Div", x, c.node("Sqrt", c.node("Add", total, c.scalar(epsilon, x))))
 
 
 def p_norm(c: OpContext) -> ir.Value:

@@ -207,6 +207,7 @@ _LOGIC = (
     Operator(("tril_triu",), comparison.triangle(None), ("tril_triu",)),
     Operator(("tril",), comparison.triangle(False), ("tril",)),
     Operator(("triu",), comparison.triangle(True), ("triu",)),
+    Operator(("einsum",), linear.einsum, ("einsum",), ("Operands",)),
     Operator(("cumsum",), comparison.cumulated, ("cumsum",), ("X", Number("axis", "AxisTensor"))),
 )
 
