@@ -89,6 +89,14 @@ def batch_norm(x):
     )
 
 
+def batch_norm_bare(x):
+    """As paddle.nn.BatchNorm2D(weight_attr=False, bias_attr=False) exports it."""
+    import paddle
+
+    mean, variance = parameter((6,)), parameter((6,), 0.5, 2.0)
+    return paddle.nn.functional.batch_norm(x, mean, variance, training=False, epsilon=1e-3)
+
+
 def layer_norm(axes, **options):
     def build(x):
         import paddle
@@ -172,6 +180,14 @@ def unbind(x):
 
 def index(x):
     return x[:, 1:5:2, -3:, 2]
+
+
+def gather_nd(x):
+    """Rows of a table picked as a relative position bias is, added to the image."""
+    import paddle
+
+    table = parameter((5, 12))
+    return x + paddle.gather_nd(table, paddle.assign(index_array().astype("int64").reshape([-1, 1])[:1]))
 
 
 def gather(x):

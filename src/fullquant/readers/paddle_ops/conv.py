@@ -130,14 +130,19 @@ def _adaptive_pool(c: OpContext, x: ir.Value, size: list[int], average: bool) ->
 
 
 def batch_norm(c: OpContext) -> ir.Value:
-    """BatchNormalization with the stored statistics."""
+    """BatchNormalization with the stored statistics; a layer made without scale or bias has none in the file."""
     if not (c.flag("is_test") or c.flag("use_global_stats")):
         raise c.unsupported("batch normalization is in training mode", "call eval() on the model before exporting it")
     x = c.input("X")
     if c.rank(x) > 2:
         require_nchw(c, "data_layout")
-    parameters = [c.input(name) for name in ("Scale", "Bias", "Mean", "Variance")]
-    return c.node("BatchNormalization", x, *parameters, epsilon=c.number("epsilon", 1e-5))
+    mean, variance = c.input("Mean"), c.input("Variance")
+    scale, bias = c.optional("Scale"), c.optional("Bias")
+    if scale is None or bias is None:
+        (channels,) = c.static_dims(mean, 0)
+        scale = c.tensor(np.ones(channels, dtype=np.float32)) if scale is None else scale
+        bias = c.tensor(np.zeros(channels, dtype=np.float32)) if bias is None else bias
+    return c.node("BatchNormalization", x, scale, bias, mean, variance, epsilon=c.number("epsilon", 1e-5))
 
 
 def layer_norm(c: OpContext) -> ir.Value:

@@ -120,6 +120,15 @@ def gather(c: OpContext) -> ir.Value:
     return c.node("Gather", x, index, axis=axis)
 
 
+def gather_nd(c: OpContext) -> ir.Value:
+    """Slices of the first axis, picked by an index of any shape whose last axis holds the one coordinate."""
+    x, index = c.input("X"), c.input("Index")
+    dims = c.static_dims(index, *range(c.rank(index)))
+    if dims[-1] != 1:
+        raise c.unsupported(f"the index names {dims[-1]} axes at a time", "index one axis at a time")
+    return c.node("Gather", x, c.reshape(index, dims[:-1]), axis=0)
+
+
 def einsum(c: OpContext) -> ir.Value:
     """Products and sums by an equation; the passes make matrix products of it."""
     operands = c.inputs("Operands")

@@ -267,6 +267,7 @@ _LINEAR = (
     Operator(("arg_max",), linear.arg_max, ("argmax",), ("X", Number("axis", "AxisTensor", "AxisTensorList"))),
     Operator(("top_k_v2", "top_k"), linear.top_k, ("topk",), ("X", Number("k", "K", "KList")), ("Out", "Indices")),
     Operator(("gather", "index_select"), linear.gather, ("gather",), ("X", "Index", Number("axis", "Axis"))),
+    Operator(("gather_nd",), linear.gather_nd, ("gather_nd",), ("X", "Index")),
     Operator(("index_select",), linear.gather, ("index_select",), ("X", "Index"), renames={"axis": "dim"}),
 )
 
