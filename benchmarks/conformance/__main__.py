@@ -29,6 +29,8 @@ from worker import Worker
 
 HERE = Path(__file__).resolve().parent
 ASSETS = Path(os.environ.get("FULLQUANT_ASSETS", HERE.parents[2] / "shared" / "assets"))
+CALIBRATION = 8  # the first of the images
+IMAGES, LARGE = 16, 10_000_000  # compared; half of them for a model of more parameters
 _MEAN, _STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 #: Left out, with the reason that the table tells.
 TOO_LARGE = dict.fromkeys(
@@ -51,7 +53,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=Path("out/conformance"), help="folder of the results")
     parser.add_argument("--work", type=Path, default=Path("/tmp/fullquant-conformance"), help="folder of the exports")
     parser.add_argument("--limit", type=float, default=300, help="seconds for each of a model's two steps")
-    parser.add_argument("--images", type=int, default=16, help="images that are compared")
+    parser.add_argument(
+        "--images", type=int, help="images that are compared (16, and 8 for models of more than 10 million parameters)"
+    )
     parser.add_argument("--again", action="store_true", help="repeat the models that did not pass")
     parser.add_argument("--keep", action="store_true", help="keep the exports")
     parser.add_argument("--table", action="store_true", help="run nothing, write the tables")
@@ -71,6 +75,13 @@ def _write_images(path: Path, count: int) -> None:
     np.save(path, np.stack(images).transpose(0, 3, 1, 2).astype(np.float32))
 
 
+def _commit() -> str:
+    """Of this checkout, with "+" where files differ from it; empty outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    told = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    return told.stdout.strip()
+
+
 def _names(python: str) -> list[str]:
     printed = subprocess.run(
         [python, str(HERE / "exporter.py"), "--list"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
@@ -79,7 +90,9 @@ def _names(python: str) -> list[str]:
 
 
 def _chosen(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    return [n for n in names if not patterns or any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+    """In the order of the patterns, so that a run can begin with what is small."""
+    matched = (n for p in patterns or ["*"] for n in names if fnmatch.fnmatchcase(n, p))
+    return list(dict.fromkeys(matched))
 
 
 class Harness:
@@ -89,9 +102,11 @@ class Harness:
         self.options = options
         options.results.mkdir(parents=True, exist_ok=True)
         options.work.mkdir(parents=True, exist_ok=True)
-        self.images = options.work / f"images{options.images}.npy"
+        images = options.images or IMAGES
+        self.images = options.work / f"images{images}.npy"
         if not self.images.exists():
-            _write_images(self.images, options.images + 8)
+            _write_images(self.images, CALIBRATION + images)
+        self.commit = _commit()
         log = options.results / f"{options.form}.log"
         self.exporter = Worker([options.python, str(HERE / "exporter.py")], log)
         self.checker = Worker([sys.executable, str(HERE / "checker.py")], log)
@@ -118,16 +133,17 @@ class Harness:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         task = {"name": name, "form": self.options.form, "folder": str(folder), "images": str(self.images)}
+        if self.options.images is None:
+            task["large"] = {"parameters": LARGE, "images": CALIBRATION + IMAGES // 2}
         told = self.exporter.ask(task, self.options.limit)
-        date = datetime.now(timezone.utc).date().isoformat()
+        run = {"date": datetime.now(timezone.utc).date().isoformat(), "commit": self.commit}
         if "error" in told:
-            return {"export_error": told["error"], "date": date}
-        count = self.options.images if told["parameters"] < 60e6 else self.options.images // 2
-        task |= {"height": told["height"], "width": told["width"], "count": count}
+            return {"export_error": told["error"], **run}
+        task |= {"height": told["height"], "width": told["width"], "count": told.pop("images") - CALIBRATION}
         answer = self.checker.ask(task, self.options.limit)
         if not self.options.keep:
             shutil.rmtree(folder, ignore_errors=True)
-        return {**told, "export_seconds": told["seconds"], **answer, "date": date}
+        return {**told, "export_seconds": told["seconds"], **answer, **run}
 
     def wanted(self, names: Sequence[str]) -> list[str]:
         return [n for n in names if not self.path(n).exists() or (self.options.again and not self._passed(n))]
