@@ -54,6 +54,7 @@ TAILS: dict[str, tuple[list[Any], dict[str, np.ndarray]]] = {
         {"z": np.float32(0.25)},
     ),
     "ConvTranspose": one("ConvTranspose", normal(4, 5, 2, 2), normal(5), strides=[2, 2]),
+    "slopes": one("PRelu", normal(4, 1, 1)),
     "cube": one("Pow", np.float32(3)),
     "root": (
         [*POSITIVE, ("Pow", ["p", "e"], ["m"], {}), ("Relu", ["m"], ["y"], {})],

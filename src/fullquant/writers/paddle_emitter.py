@@ -118,6 +118,15 @@ class Emitter:
             )
         return np.asarray(value.const_value.numpy())
 
+    def operand(self, index: int) -> Array | None:
+        """`constant` in float32, on its grid where it is placed: for operators that take no dequantize_linear there."""
+        array = self.constant(index)
+        if array is None:
+            return None
+        qparams = self._quantization.weight(str(self.required(index).name))
+        values = np.asarray(array, dtype=np.float32)
+        return values if qparams is None else affine.fake_quantize(values, qparams)
+
     def constant_ints(self, index: int) -> list[int] | None:
         """`constant` as a flat list of integers."""
         array = self.constant(index)

@@ -230,8 +230,8 @@ def lp_normalization(emit: Emitter) -> None:
 
 
 def prelu(emit: Emitter) -> None:
-    """PRelu with a constant slope: one for all, or one per channel."""
-    slope = emit.constant(1)
+    """PRelu with a constant slope, one for all or one per channel: float32, of the numbers on its int8 grid."""
+    slope = emit.operand(1)
     rank = emit.rank(0)
     shape: ir.Shape | None = emit.required(0).shape
     if slope is None or rank is None or shape is None:
@@ -241,6 +241,5 @@ def prelu(emit: Emitter) -> None:
     per_channel = slope.size > 1
     if per_channel and slope.shape != (shape[1],) + (1,) * (rank - 2):
         raise emit.refuse(f"slope of shape {slope.shape} is neither one number nor one per channel", "reshape it")
-    flat = np.asarray(slope, dtype=np.float32).reshape(-1)
-    inputs = {"X": [emit.read(0)], "Alpha": [emit.parameter(str(emit.required(1).name), flat)]}
+    inputs = {"X": [emit.read(0)], "Alpha": [emit.parameter(str(emit.required(1).name), slope.reshape(-1))]}
     emit.op("prelu", inputs, {"Out": [emit.output()]}, mode="channel" if per_channel else "all", data_format="NCHW")

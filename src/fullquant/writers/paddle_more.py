@@ -44,9 +44,9 @@ def instance_normalization(emit: Emitter) -> None:
     """InstanceNormalization -> instance_norm."""
     inputs = {"X": [emit.read(0)]}
     for parameter, index in (("Scale", 1), ("Bias", 2)):
-        constant = emit.constant(index)
+        constant = emit.operand(index)
         assert constant is not None
-        inputs[parameter] = [emit.parameter(str(emit.required(index).name), np.asarray(constant, dtype=np.float32))]
+        inputs[parameter] = [emit.parameter(str(emit.required(index).name), constant)]
     outputs = {"Y": [emit.output()], "SavedMean": [emit.temporary("saved_mean", [-1])]}
     outputs["SavedVariance"] = [emit.temporary("saved_variance", [-1])]
     emit.op("instance_norm", inputs, outputs, epsilon=emit.float_attribute("epsilon", 1e-5))
