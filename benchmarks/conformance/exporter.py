@@ -127,13 +127,9 @@ def _estimate_statistics(network, images):
         network(images)
 
 
-def _separate_classes(network, images):
-    """The last layers become classifiers that tell these images apart, image k being of class k.
-
-    Random layers would give logits that nearly tie, and then one step of rounding changes the class. Ridge regression
-    from the centred features f_k to one-hot vectors: W = (F F^T + a I)^-1 F, b = -W mean(f); other classes stay random.
-    """
-    heads, features = _heads(network), {}
+def _features(network, heads, images):
+    """{id of a head: what it is given for these images}"""
+    features = {}
     hooks = [
         head.register_forward_pre_hook(lambda layer, inputs: features.__setitem__(id(layer), inputs[0]))
         for head in heads
@@ -142,10 +138,26 @@ def _separate_classes(network, images):
         network(images)
     for hook in hooks:
         hook.remove()
+    return {key: value.numpy() for key, value in features.items()}
+
+
+def _separate_classes(network, images):
+    """The last layers become classifiers that tell these images apart, image k being of class k.
+
+    Random layers would give logits that nearly tie, and then one step of rounding changes the class. Ridge regression
+    from the centred features f_k to one-hot vectors: W = (F F^T + a I)^-1 F, b = -W mean(f); other classes stay random.
+    """
+    heads = _heads(network)
+    features = _features(network, heads, images)
+    if not all(np.isfinite(x).all() for x in features.values()):
+        # RedNet: involution multiplies a map by what is computed from it, and an image unlike the others overflows
+        _estimate_statistics(network, images)
+        network.eval()
+        features = _features(network, heads, images)
     for head in heads:
         if id(head) not in features:
             continue
-        x = features[id(head)].numpy().astype(np.float64)
+        x = features[id(head)].astype(np.float64)
         x = x.mean(axis=(2, 3)) if x.ndim == 4 else x.reshape(len(x), -1, x.shape[-1]).mean(axis=1)
         mean = x.mean(axis=0)
         gram = (x - mean) @ (x - mean).T

@@ -24,9 +24,10 @@ W = np.array([1, 2, 3], np.float32)
 SCALED: list[Call] = [("elementwise_mul", {"X": ["x"], "Y": ["w"]}, {"Out": ["y"]}, {"axis": 1})]
 
 
-def said(path: Path, **options: Any) -> str:
+def said(path: Path, *, read: Path | None = None, **options: Any) -> str:
+    """What is said about the file `path` when it, or the folder `read`, is read."""
     with pytest.raises(ModelError) as caught:
-        read_model(path, **options)
+        read_model(read or path, **options)
     message = str(caught.value)
     assert "\n" not in message
     assert str(path) in message
@@ -144,6 +145,20 @@ def test_onnx_operators(tmp_path: Path, kind: str) -> None:
 
 def test_float16(tmp_path: Path) -> None:
     assert "parameter 'w' is float16" in said(write_program(tmp_path, SCALED, {"w": W.astype("f2")}) / "model.pdmodel")
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    write_program(tmp_path, SCALED, {"w": np.array([1, np.nan, np.nan], np.float32)})
+    message = said(tmp_path / "model.pdiparams", read=tmp_path)
+    assert "2 of 3 values of parameter 'w' are NaN" in message
+    path = onnx_model(
+        tmp_path, [helper.make_node("Mul", ["x", "w"], ["y"])], {"w": np.full((1, 3, 1, 1), np.nan, np.float32)}
+    )
+    assert "3 of 3 values of parameter 'w' are NaN" in said(path)
+
+
+def test_infinity_is_a_number(tmp_path: Path) -> None:
+    read_model(write_program(tmp_path, SCALED, {"w": np.array([1, -np.inf, 3], np.float32)}))
 
 
 DAMAGED: dict[str, Callable[[bytes], bytes]] = {

@@ -13,7 +13,7 @@ from fullquant.readers.paddle import classifier_of, program_to_onnx
 from fullquant.readers.paddle_params import load_parameters
 from fullquant.readers.pir import load_pir_program
 from fullquant.readers.program_desc import load_program
-from fullquant.readers.signature import check_precision, element_types
+from fullquant.readers.signature import check_numbers, check_precision, element_types
 
 __all__ = ["OUTPUT_INDEX", "ModelFiles", "find_model", "read_model"]
 
@@ -56,6 +56,7 @@ def read_model(
         model.metadata_props["fullquant.params_file"] = str(files.params or "")
         model.metadata_props[OUTPUT_INDEX] = str(whole.outputs.index(program.outputs[0]))
     check_precision(files.model, element_types(v for node in model.graph for v in node.outputs), "variable")
+    check_numbers(files.params or files.model, model.graph.initializers.values())
     model.metadata_props["fullquant.source"] = str(path)
     model.metadata_props["fullquant.source_format"] = files.source_format
     model.metadata_props["fullquant.model_file"] = str(files.model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from fullquant.errors import ModelError
@@ -66,6 +67,20 @@ def check_precision(path: Path, elements: Iterable[tuple[str, str]], what: str) 
             f"{path}: {what} {name!r}{more} is {kind}, only float32 models are read; "
             "export the model in float32, without mixed precision"
         )
+
+
+def check_numbers(path: Path, initializers: Iterable[ir.Value]) -> None:
+    """Raises ModelError where a parameter holds NaN, for which no integer stands. Infinities stand in masks."""
+    for value in initializers:
+        tensor = value.const_value
+        if tensor is None or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
+            continue
+        missing = int(np.isnan(tensor.numpy()).sum())
+        if missing:
+            raise ModelError(
+                f"{path}: {missing} of {tensor.size} values of parameter {value.name!r} are NaN; "
+                "the training or the export failed, take another checkpoint"
+            )
 
 
 def element_types(values: Iterable[ir.Value]) -> list[tuple[str, str]]:
