@@ -162,8 +162,8 @@ def _write_tables(options: argparse.Namespace) -> None:
         dates = sorted({r["date"] for r in results.values() if "date" in r})
         heading = (HERE / "heading.md").read_text().replace("{date}", dates[-1] if dates else "never")
         known = options.results / "names.json"
-        total = len(json.loads(known.read_text())) if known.exists() else None
-        options.markdown.write_text(markdown(results, heading, total))
+        names = json.loads(known.read_text()) if known.exists() else None
+        options.markdown.write_text(markdown(results, heading, names))
 
 
 def main() -> None:
