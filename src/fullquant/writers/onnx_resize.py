@@ -21,7 +21,7 @@ def resize_by_factors(graph: ir.Graph) -> None:
 
     ONNX Runtime (seen in 1.32) moves transposes through a Resize as if its sizes had an element for every axis, and
     then refuses the graph. A factor is float32(out / in), as runtimes compute it from the sizes themselves. Where in
-    times that lies half-way between two float32 numbers below out (seen: 6 to 7), ONNX Runtime's shape inference and its
+    times that lies half-way between two float32 numbers below out (6 to 7), ONNX Runtime's shape inference and its
     kernel disagree about a pixel: the next larger number is written then, and some half-way values are rounded to their
     other side. Nearest neighbours at whole coordinates would be others by it, so there the sizes stay, and optimised
     ONNX Runtime refuses the file.
