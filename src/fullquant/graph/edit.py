@@ -199,11 +199,15 @@ def graph_of(node: ir.Node) -> ir.Graph:
 
 def add_initializer(graph: ir.Graph, name: str, array: npt.ArrayLike) -> ir.Value:
     """A new initializer with a unique name made from `name`, holding a copy of the array in its dtype."""
+    return add_named(graph, unique_name(graph, name), array)
+
+
+def add_named(graph: ir.Graph, name: str, array: npt.ArrayLike) -> ir.Value:
+    """As add_initializer, for a name that is known to be free, such as that of the value it replaces."""
     data = np.array(array)
-    unique = unique_name(graph, name)
     data.setflags(write=False)
-    tensor = ir.Tensor(data, name=unique)
-    value = ir.Value(name=unique, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    tensor = ir.Tensor(data, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 

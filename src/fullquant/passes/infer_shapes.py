@@ -35,14 +35,14 @@ def _infer(model: ir.Model) -> dict[str, ir.Value]:
     graph = model.graph
     proto = onnx.GraphProto(name=graph.name or "graph")
     for value in graph.inputs:
-        proto.input.append(ir.to_proto(value))
+        proto.input.append(ir.serde.serialize_value(value))
     for value in graph.initializers.values():
         array = constant_value(value)
         if array is not None and array.size <= _MAX_ELEMENTS and value.const_value is not None:
-            proto.initializer.append(ir.to_proto(value.const_value))
+            proto.initializer.append(ir.serde.serialize_tensor(value.const_value))
         else:
-            proto.input.append(ir.to_proto(value))
-    proto.node.extend(ir.to_proto(node) for node in graph)
+            proto.input.append(ir.serde.serialize_value(value))
+    proto.node.extend(ir.serde.serialize_node(node) for node in graph)
     proto.output.extend(onnx.ValueInfoProto(name=value.name) for value in graph.outputs)
     copy = onnx.ModelProto(ir_version=model.ir_version, graph=proto)
     copy.opset_import.extend(onnx.helper.make_opsetid(*item) for item in model.opset_imports.items())

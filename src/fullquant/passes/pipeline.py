@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from fullquant.errors import ModelError
+from fullquant.graph.copying import copied
 from fullquant.graph.verify import verify
 from fullquant.passes.affine_to_depthwise import affine_to_depthwise
 from fullquant.passes.batch_expand import batch_expand
@@ -112,7 +113,7 @@ def run_passes(model: ir.Model) -> list[PassResult]:
 
 def prepare(model: ir.Model) -> ir.Model:
     """A deep copy in canonical form; the argument is left untouched. Raises as run_passes, with the file."""
-    copy = ir.from_proto(ir.to_proto(model))
+    copy = copied(model)
     try:
         run_passes(copy)
     except ModelError as error:
