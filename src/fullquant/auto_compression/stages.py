@@ -20,8 +20,8 @@ from fullquant.config import Config, QuantAware
 from fullquant.data.progress import ProgressBar
 from fullquant.distributed import ALONE, World
 from fullquant.errors import ConfigError, TrainingError
-from fullquant.numerics.qparams import QParams
 from fullquant.graph.copying import copied
+from fullquant.numerics.qparams import QParams
 from fullquant.passes import prepare
 from fullquant.placement.decision import Placement
 from fullquant.placement.place import PlacementOptions
