@@ -36,7 +36,13 @@ _DEVIATION = 2.0  # of the logits
 _ARGUMENTS = {
     "WideResNet": {"depth": 28, "widen_factor": 2, "dropout": 0.0, "num_classes": 1000},
     "UniFormer": {"pretrained": False},
-    "cae_": {"pretrained": False, "enable_linear_eval": False, "model_key": "model", "model_ema": {}, "init_values": 0.1},
+    "cae_": {
+        "pretrained": False,
+        "enable_linear_eval": False,
+        "model_key": "model",
+        "model_ema": {},
+        "init_values": 0.1,
+    },
 }
 #: paddle.nn.functional.fold takes no open batch: the number of elements "must be greater or equal than zero".
 _FIXED_BATCH, _BATCH = ("MobileViTV2", "MobileViTV3"), 4

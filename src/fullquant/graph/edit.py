@@ -179,12 +179,19 @@ def taken_names(graph: ir.Graph) -> set[str]:
 
 def unique_name(graph: ir.Graph, base: str) -> str:
     """`base` if no node or value has that name, else base_1, base_2, ..."""
-    taken = taken_names(graph)
-    name, count = base, 0
-    while name in taken:
+    if not _is_taken(graph, base):
+        return base
+    taken, count = taken_names(graph), 1
+    while (name := f"{base}_{count}") in taken:
         count += 1
-        name = f"{base}_{count}"
     return name
+
+
+def _is_taken(graph: ir.Graph, name: str) -> bool:
+    """`name in taken_names(graph)`, without a set of all names: a large graph has tens of thousands."""
+    if name in graph.initializers or any(value.name == name for value in graph.inputs):
+        return True
+    return any(node.name == name or any(value.name == name for value in node.outputs) for node in graph)
 
 
 def graph_of(node: ir.Node) -> ir.Graph:

@@ -8,7 +8,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fullquant.readers.files import ModelFiles, find_model, no_parameters
+from fullquant.readers.halves import in_float32
 from fullquant.readers.onnx import load_onnx
+from fullquant.readers.onnx_tensors import CONVERTED_FROM
 from fullquant.readers.paddle import classifier_of, program_to_onnx
 from fullquant.readers.paddle_params import load_parameters
 from fullquant.readers.pir import load_pir_program
@@ -52,7 +54,10 @@ def read_model(
         if files.params is None and program.parameters:
             raise no_parameters(files)
         parameters = load_parameters(files.params, program.parameters) if files.params else {}
+        program, parameters, halves = in_float32(program, parameters)
         model = program_to_onnx(program, parameters, input_shape)
+        if halves:
+            model.metadata_props[CONVERTED_FROM] = " and ".join(halves)
         model.metadata_props["fullquant.params_file"] = str(files.params or "")
         model.metadata_props[OUTPUT_INDEX] = str(whole.outputs.index(program.outputs[0]))
     check_precision(files.model, element_types(v for node in model.graph for v in node.outputs), "variable")
