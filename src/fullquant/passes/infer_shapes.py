@@ -61,8 +61,9 @@ def _infer(model: ir.Model) -> dict[str, tuple[int, _Sizes]]:
 
 
 def _add_constant(proto: onnx.GraphProto, value: ir.Value) -> None:
-    """A small constant with its contents, another as an input of its type. Written by hand: a large graph has thousands,
-    and onnx_ir's conversions took most of the time of the passes.
+    """A small constant with its contents, another as an input of its type.
+
+    By hand: a large graph has thousands, and onnx_ir's conversions took most of the time of the passes.
     """
     array, tensor = constant_value(value), value.const_value
     if array is None or tensor is None:
