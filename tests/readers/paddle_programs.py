@@ -15,7 +15,6 @@ from pathlib import Path
 
 from tests.readers.paddle_cases import CASES, LEGACY_CASES
 from tests.readers.paddle_layers import raw_operator
-from tests.readers.paddle_unrun import UNRUN
 
 
 def _repair_legacy_api() -> None:
@@ -72,20 +71,19 @@ def build_all(out: Path, pir: bool) -> None:
     if not pir:
         _repair_legacy_api()
     executor = paddle.static.Executor(paddle.CPUPlace())
-    cases = {**CASES, **UNRUN} if pir else {**CASES, **LEGACY_CASES}
+    cases = CASES if pir else {**CASES, **LEGACY_CASES}
     for index, (name, (shape, build)) in enumerate(cases.items()):
         main, startup = paddle.static.Program(), paddle.static.Program()
         paddle.seed(index)
         with paddle.static.scope_guard(paddle.static.Scope()), paddle.static.program_guard(main, startup):
             x = paddle.static.data("x", list(shape), "float32")
             y = build(x)
-            y, computed = y if isinstance(y, tuple) else (y, y)
             executor.run(startup)
             folder = out / name
             folder.mkdir(parents=True)
             sizes = [size if size > 0 else _SIZES[axis] for axis, size in enumerate(shape)]
             array = np.random.default_rng(index).uniform(-2, 2, sizes).astype(np.float32)
-            (result,) = executor.run(main, feed={"x": array}, fetch_list=[computed])
+            (result,) = executor.run(main, feed={"x": array}, fetch_list=[y])
             paddle.static.save_inference_model(str(folder / "model"), [x], [y], executor, program=main)
             np.savez(folder / "data.npz", x=array, y=result)
 

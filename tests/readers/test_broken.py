@@ -116,12 +116,24 @@ def saved(proto: onnx.ModelProto, change: Callable[[bytes], bytes] = lambda data
     return build
 
 
+def misnamed(build: Callable[[Path], Path], name: str) -> Callable[[Path], Path]:
+    """The model's file under another name."""
+
+    def rename(folder: Path) -> Path:
+        given = build(folder)
+        path = given if given.is_file() else folder / "model.pdmodel"
+        return path.rename(folder / name)
+
+    return rename
+
+
 def node(kind: str, inputs: list[str] | None = None, domain: str = "", **attributes: Any) -> Callable[[Path], Path]:
     """The ONNX classifier with one more operator behind its convolution."""
     made = helper.make_node(kind, inputs or ["c"], ["k"], "odd", domain=domain, **attributes)
     domains = [helper.make_opsetid(domain, 1)] if domain else []
     return saved(onnx_classifier([made], read="k", domains=domains, tensors={
         "s": np.float32(0.1), "z": np.uint8(0), "r": np.ones((1, 16, 8), np.float32), "u": np.array([0.1], np.float32),
+        "ratio": np.float32(0.5), "on": np.array(True), "g": np.ones(4, np.float32),
     }))  # fmt: skip
 
 
@@ -163,6 +175,24 @@ CASES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     # ---- no model; other files: test_refusals.py
     "nothing": (lambda folder: folder / "no_such_model", ("no_such_model", "no such file")),
     "empty folder": (lambda folder: folder, ("no model here", "empty")),
+    "model one folder down": (
+        lambda folder: [(folder / "inference").mkdir(), paddle(folder / "inference"), folder][2],
+        ("no model here", "give", "/inference"),
+    ),
+    "onnx named pdmodel": (misnamed(saved(onnx_classifier()), "net.pdmodel"), ("an ONNX model", "net.onnx")),
+    "onnx named json": (misnamed(saved(onnx_classifier()), "net.json"), ("an ONNX model", "net.onnx")),
+    "onnx without an ending": (misnamed(saved(onnx_classifier()), "net"), ("an ONNX model", "net.onnx")),
+    "pdmodel named onnx": (misnamed(paddle, "net.onnx"), ("a Paddle program", "net.pdmodel")),
+    "pdmodel named json": (misnamed(paddle, "net.json"), ("a Paddle program", "net.pdmodel")),
+    "json named onnx": (misnamed(lambda folder: float_pir(folder), "net.onnx"), ("a Paddle 3 program", "net.json")),
+    "json named pdmodel": (
+        misnamed(lambda folder: float_pir(folder), "net.pdmodel"),
+        ("a Paddle 3 program", "net.json"),
+    ),
+    "weight and bias in each other's place": (
+        lambda folder: paddle(folder, parameters={"w": F, "v": W}),
+        ("'conv2d'", "'w' of shape [4, 5]", "too few axes"),
+    ),
     "two models": (
         lambda folder: [paddle(folder), (folder / "other.pdmodel").write_bytes(b"")][0],
         ("model.pdmodel, other.pdmodel", "model_filename"),
@@ -267,6 +297,12 @@ CASES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "sequence": (node("SplitToSequence"), ("'SplitToSequence'", "'k'", "sequence of tensors", "dynamo=True")),
     "sequence joined": (node("ConcatFromSequence", axis=1), ("'ConcatFromSequence'", "sequence of tensors")),
     "optional": (node("OptionalGetElement"), ("'OptionalGetElement'", "sequence of tensors")),
+    "random numbers": (node("RandomNormalLike"), ("'RandomNormalLike'", "'k'", "random numbers", "evaluation")),
+    "dropout in training": (node("Dropout", ["c", "ratio", "on"]), ("'Dropout'", "'k'", "training mode", "evaluation")),
+    "batch statistics": (
+        node("BatchNormalization", ["c", "g", "g", "g", "g"], training_mode=1),
+        ("'BatchNormalization'", "'k'", "training mode", "evaluation"),
+    ),
     "microsoft's quantizer": (node("QLinearAdd", domain="com.microsoft"), ("QLinearAdd", "'k'", "quantized already")),
     "integer convolution": (
         integers("ConvInteger", ["a", "i"]),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from fullquant.graph.collection import without_collection
 from fullquant.readers.files import ModelFiles, find_model, no_parameters
 from fullquant.readers.halves import in_float32
 from fullquant.readers.onnx import load_onnx
@@ -23,6 +24,7 @@ __all__ = ["OUTPUT_INDEX", "ModelFiles", "find_model", "read_model"]
 OUTPUT_INDEX = "fullquant.output_index"
 
 
+@without_collection()
 def read_model(
     path: str | Path,
     model_filename: str | None = None,

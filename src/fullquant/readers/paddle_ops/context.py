@@ -196,6 +196,8 @@ class OpContext:
     def static_dims(self, value: ir.Value, *axes: int) -> list[int]:
         """Sizes of some axes that must be known."""
         dims = self.dims(value)
+        if any(axis >= len(dims) for axis in axes):
+            raise self.malformed(f"{value.name!r} of shape {_shape_text(value)} has too few axes for it")
         found = [dims[axis] for axis in axes]
         if any(dim is None for dim in found):
             raise self.unsupported(
