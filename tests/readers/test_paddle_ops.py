@@ -206,7 +206,7 @@ def test_cases_cover_the_table(paddle_programs: Path) -> None:
     }
     constants = {"fill_constant", "full_int_array", "assign_value", "range", "linspace"}  # leave no node behind
     by_hand = {"pad2d", "mean", "full_with_tensor", "unstack", "expand_as_v2", "softplus", "shape64", "reciprocal"}
-    by_hand |= {"set_value", "set_value_with_tensor"}
+    by_hand |= {"set_value", "set_value_with_tensor", "flash_attn", "memory_efficient_attention"}
     # the older form of int8 files: tests/writers/test_paddle_fake_quantize.py, test_pir.py
     older = {row.types[0] for row in LEGACY.values() if row.types[0].startswith("fake_")}
     assert len(older) == 4
@@ -365,12 +365,12 @@ BIAS = np.random.default_rng(4).normal(0, 1, (1, 3, 12, 12)).astype(np.float32)
 
 
 def _as_paddle_3(folder: Path, kind: str, attributes: dict[str, Any], mask: bool) -> None:
-    """The program in folder, with its addmm of three tensors as the attention operator, in Paddle 3's form."""
+    """The program in folder, with its `where` of three tensors as the attention operator, in Paddle 3's form."""
     program = ProgramDesc.FromString((folder / "model.pdmodel").read_bytes())
     (folder / "model.pdmodel").unlink()
     document = json.loads(pir_json(PaddleProgram(program, {"w": QKV, "bias": BIAS})))
     ops = document["program"]["regions"][0]["blocks"][0]["ops"]
-    (op,) = (op for op in ops if op["#"] == "1.addmm")
+    (op,) = (op for op in ops if op["#"] == "1.where")
     bias = next(o["O"]["%"] for o in ops if o["#"] == "p" and "bias" in o["A"])
     op["#"] = f"1.{kind}"
     nothing, given = {"%": 0}, {"%": bias if mask else 0}
@@ -391,10 +391,10 @@ def test_attention_of_gpus(tmp_path: Path, form: str, kind: str, masked: bool) -
     inputs = dict(zip(names, (["q"], ["k"], ["v"], ["bias"] if masked else []), strict=False))
     last = (kind, inputs, {names[4]: ["y"]}, attributes)
     if form == "pir":
-        last = ("addmm", {"Input": ["q"], "X": ["k"], "Y": ["v"]}, {"Out": ["y"]}, {"Alpha": 1.0, "Beta": 1.0})
+        last = ("where", {"Condition": ["q"], "X": ["k"], "Y": ["v"]}, {"Out": ["y"]}, {})
     calls: list[Call] = [
         ("reshape2", {"X": ["x"]}, {"Out": ["tokens"]}, {"shape": [-1, 12, 12]}),
-        ("matmul_v2", {"X": ["tokens"], "Y": ["w"]}, {"Out": ["all"]}, {}),
+        ("matmul_v2", {"X": ["tokens"], "Y": ["w"]}, {"Out": ["all"]}, {"trans_x": False, "trans_y": False}),
         ("reshape2", {"X": ["all"]}, {"Out": ["heads"]}, {"shape": [-1, 12, 9, 8]}),
         ("split", {"X": ["heads"]}, {"Out": ["q", "k", "v"]}, {"num": 3, "axis": 2, "sections": []}),
         last,

@@ -66,8 +66,6 @@ def refuse_wrong_file(path: Path, *, parameters: bool = False) -> None:
             begin = stream.read(16)
     except OSError:
         return  # whoever reads it says why it cannot be read
-    if not begin and not parameters:
-        raise ModelError(f"{path}: is empty (0 bytes); export the model again, or copy it again")
     for signature, what in _SIGNATURES:
         if begin.startswith(signature) and (not parameters or len(signature) > 2):
             raise ModelError(f"{path}: {what}")
