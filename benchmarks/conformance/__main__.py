@@ -57,7 +57,7 @@ def _arguments() -> argparse.Namespace:
         "--images", type=int, help="images that are compared (16, and 8 for models of more than 10 million parameters)"
     )
     parser.add_argument("--again", action="store_true", help="repeat the models that did not pass")
-    parser.add_argument("--keep", action="store_true", help="keep the exports")
+    parser.add_argument("--keep", action="store_true", help="keep the exports and the files written from them (int8/)")
     parser.add_argument("--table", action="store_true", help="run nothing, write the tables")
     parser.add_argument("--markdown", type=Path, help="write the table of all results to this file")
     return parser.parse_args()
@@ -133,6 +133,7 @@ class Harness:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         task = {"name": name, "form": self.options.form, "folder": str(folder), "images": str(self.images)}
+        task["keep"] = self.options.keep
         if self.options.images is None:
             task["large"] = {"parameters": LARGE, "images": CALIBRATION + IMAGES // 2}
         told = self.exporter.ask(task, self.options.limit)

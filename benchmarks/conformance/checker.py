@@ -198,7 +198,8 @@ def main() -> None:
     for line in sys.stdin:
         task = json.loads(line)
         answer = Check(task).run()
-        shutil.rmtree(Path(task["folder"]) / "int8", ignore_errors=True)
+        if not task.get("keep"):
+            shutil.rmtree(Path(task["folder"]) / "int8", ignore_errors=True)
         answers.write(json.dumps(answer) + "\n")
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
+from rich.console import Console
 
 from fullquant.auto_compression.inspected_nodes import NodeEntry
 from fullquant.auto_compression.inspection import (
@@ -19,9 +24,12 @@ from fullquant.auto_compression.inspection import (
     TensorShape,
     inspect_model,
 )
+from fullquant.cli.show_inspection import show_inspection
 from fullquant.report.record import PlacementSummary, TensorEntry
 from fullquant.writers.onnx_qdq import write_float_onnx
+from tests.graph.toy_models import parse
 from tests.graphs import small_classifier
+from tests.readers.test_keras_style import keras_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,3 +72,23 @@ def test_inspection_needs_no_pytorch(model: Path) -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
+
+
+def test_the_order_of_the_axes_is_told(model: Path, tmp_path: Path) -> None:
+    assert inspect_model(model).input_layout == "NCHW"
+    keras = keras_model(tmp_path / "keras.onnx", "clip")
+    found = inspect_model(keras)
+    assert found.input_layout == "NHWC"
+    assert found.inputs[0].shape == ("N", 3, 24, 24)
+    text = io.StringIO()
+    show_inspection(Console(file=text, width=200), found)
+    assert re.search(r"^input layout +NHWC .*take NCHW$", text.getvalue(), re.MULTILINE)
+
+
+def test_nhwc_that_no_transpose_reads_is_kept(tmp_path: Path) -> None:
+    kept = parse(
+        "g (float[N,8,8,3] x, float[192,4] w) => (float[N,4] y) { f = Flatten(x)  m = MatMul(f, w)  y = Relu(m) }",
+        w=np.ones((192, 4), np.float32),
+    )
+    onnx.save(ir.to_proto(kept), tmp_path / "kept.onnx")
+    assert inspect_model(tmp_path / "kept.onnx").input_layout == "NHWC kept"

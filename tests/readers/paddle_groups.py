@@ -223,6 +223,18 @@ def rows_of_a_table(x):
     return paddle.nn.functional.embedding(index, parameter((5, 4))) + 0.0 * paddle.mean(x)
 
 
+def one_hot(depth: int) -> Build:
+    def build(x):
+        import paddle
+
+        index = paddle.cast(x * x, "int64")
+        if is_pir():
+            return paddle.nn.functional.one_hot(index, depth)
+        return raw_operator(x, "one_hot_v2", {"X": [index]}, attrs={"depth": depth, "dtype": 5})
+
+    return build
+
+
 def along_an_axis(x):
     import numpy as np
     import paddle
@@ -483,6 +495,8 @@ GROUPS: dict[str, Group] = {
         FIXED,
         [
             rows_of_a_table,
+            one_hot(4),
+            one_hot(6),
             along_an_axis,
             smallest(axis=1),
             smallest(axis=-1, keepdim=True),

@@ -116,12 +116,24 @@ def saved(proto: onnx.ModelProto, change: Callable[[bytes], bytes] = lambda data
     return build
 
 
+def misnamed(build: Callable[[Path], Path], name: str) -> Callable[[Path], Path]:
+    """The model's file under another name."""
+
+    def rename(folder: Path) -> Path:
+        given = build(folder)
+        path = given if given.is_file() else folder / "model.pdmodel"
+        return path.rename(folder / name)
+
+    return rename
+
+
 def node(kind: str, inputs: list[str] | None = None, domain: str = "", **attributes: Any) -> Callable[[Path], Path]:
     """The ONNX classifier with one more operator behind its convolution."""
     made = helper.make_node(kind, inputs or ["c"], ["k"], "odd", domain=domain, **attributes)
     domains = [helper.make_opsetid(domain, 1)] if domain else []
     return saved(onnx_classifier([made], read="k", domains=domains, tensors={
         "s": np.float32(0.1), "z": np.uint8(0), "r": np.ones((1, 16, 8), np.float32), "u": np.array([0.1], np.float32),
+        "ratio": np.float32(0.5), "on": np.array(True), "g": np.ones(4, np.float32),
     }))  # fmt: skip
 
 
@@ -158,27 +170,29 @@ def pir(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], Path]:
     return build
 
 
-HALF = W.astype(np.float16)
 # name -> (what is given, words that the message must hold)
 CASES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
-    # ---- other files
-    "png": (file("cat.png", b"\x89PNG\r\n\x1a\n" + bytes(20)), ("cat.png", "image")),
-    "jpeg": (file("cat.jpg", b"\xff\xd8\xff\xe0" + bytes(20)), ("cat.jpg", "image")),
-    "gif in disguise": (file("model.onnx", b"GIF89a" + bytes(20)), ("model.onnx", "image")),
-    "yaml": (file("qat.yaml", b"Global:\n  model_dir: x\n"), ("qat.yaml", "--config")),
-    "pytorch archive": (file("net.pt", b"PK\x03\x04" + bytes(30)), ("net.pt", "torch.onnx.export")),
-    "pickle": (file("net.pdparams", b"\x80\x02}q" + bytes(30)), ("net.pdparams", "export")),
-    "keras": (file("net.h5", b"\x89HDF\r\n\x1a\n" + bytes(30)), ("net.h5", "tf2onnx")),
-    "tflite": (file("net.tflite", bytes(40)), ("net.tflite", "ONNX")),
-    "frozen graph": (file("net.pb", bytes(40)), ("net.pb", "tf2onnx")),
-    "openvino": (file("net.xml", b"<net>"), ("net.xml", "OpenVINO")),
-    "paddle lite": (file("net.nb", bytes(40)), ("net.nb", "Paddle Lite")),
-    "parameters alone": (file("inference.pdiparams", bytes(40)), ("inference.pdiparams", "program")),
-    "web page": (file("model.onnx", b"<!DOCTYPE html><html>"), ("model.onnx", "download")),
-    "git lfs": (file("model.onnx", b"version https://git-lfs.github.com/spec/v1\noid"), ("model.onnx", "git lfs pull")),
-    "gzip": (file("model.tar.gz", b"\x1f\x8b\x08" + bytes(30)), ("model.tar.gz", "unpack")),
+    # ---- no model; other files: test_refusals.py
     "nothing": (lambda folder: folder / "no_such_model", ("no_such_model", "no such file")),
     "empty folder": (lambda folder: folder, ("no model here", "empty")),
+    "model one folder down": (
+        lambda folder: [(folder / "inference").mkdir(), paddle(folder / "inference"), folder][2],
+        ("no model here", "give", "/inference"),
+    ),
+    "onnx named pdmodel": (misnamed(saved(onnx_classifier()), "net.pdmodel"), ("an ONNX model", "net.onnx")),
+    "onnx named json": (misnamed(saved(onnx_classifier()), "net.json"), ("an ONNX model", "net.onnx")),
+    "onnx without an ending": (misnamed(saved(onnx_classifier()), "net"), ("an ONNX model", "net.onnx")),
+    "pdmodel named onnx": (misnamed(paddle, "net.onnx"), ("a Paddle program", "net.pdmodel")),
+    "pdmodel named json": (misnamed(paddle, "net.json"), ("a Paddle program", "net.pdmodel")),
+    "json named onnx": (misnamed(lambda folder: float_pir(folder), "net.onnx"), ("a Paddle 3 program", "net.json")),
+    "json named pdmodel": (
+        misnamed(lambda folder: float_pir(folder), "net.pdmodel"),
+        ("a Paddle 3 program", "net.json"),
+    ),
+    "weight and bias in each other's place": (
+        lambda folder: paddle(folder, parameters={"w": F, "v": W}),
+        ("'conv2d'", "'w' of shape [4, 5]", "too few axes"),
+    ),
     "two models": (
         lambda folder: [paddle(folder), (folder / "other.pdmodel").write_bytes(b"")][0],
         ("model.pdmodel, other.pdmodel", "model_filename"),
@@ -189,6 +203,15 @@ CASES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "conditional block": (operator("conditional_block"), ("'conditional_block'", "control flow")),
     "lstm": (operator("lstm"), ("'lstm'", "'k'", "recurrent")),
     "rnn": (operator("rnn"), ("'rnn'", "'k'", "recurrent")),
+    "gru": (operator("gru"), ("'gru'", "'k'", "recurrent")),
+    "another attention of GPUs": (
+        operator("flash_attn_unpadded"),
+        ("'flash_attn_unpadded'", "attention kernel of GPUs"),
+    ),
+    "quantizer of channels": (
+        operator("fake_channel_wise_quantize_abs_max"),
+        ("'k'", "quantized already", "float model"),
+    ),
     "several unknown": (
         lambda folder: paddle(
             folder,
@@ -257,10 +280,6 @@ CASES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
         lambda folder: paddle(folder, outputs=("nowhere",)),
         ("model.pdmodel", "'nowhere'"),
     ),
-    "half precision": (
-        lambda folder: paddle(folder, parameters={"w": HALF}),
-        ("float16", "float32"),
-    ),
     "a variable that is read before it is made": (
         lambda folder: paddle(folder, [POOL, CONV, FLAT, HEAD]),
         ("model.pdmodel", "'c'"),
@@ -274,6 +293,17 @@ CASES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "scan": (node("Scan", ["c"], body=onnx_classifier().graph, num_scan_inputs=1), ("'Scan'", "control flow")),
     "onnx lstm": (node("LSTM", ["c", "r", "r"], hidden_size=8), ("'LSTM'", "'k'", "recurrent")),
     "onnx gru": (node("GRU", ["c", "r", "r"], hidden_size=8), ("'GRU'", "recurrent")),
+    "onnx rnn": (node("RNN", ["c", "r", "r"], hidden_size=8), ("'RNN'", "recurrent")),
+    "sequence": (node("SplitToSequence"), ("'SplitToSequence'", "'k'", "sequence of tensors", "dynamo=True")),
+    "sequence joined": (node("ConcatFromSequence", axis=1), ("'ConcatFromSequence'", "sequence of tensors")),
+    "optional": (node("OptionalGetElement"), ("'OptionalGetElement'", "sequence of tensors")),
+    "random numbers": (node("RandomNormalLike"), ("'RandomNormalLike'", "'k'", "random numbers", "evaluation")),
+    "dropout in training": (node("Dropout", ["c", "ratio", "on"]), ("'Dropout'", "'k'", "training mode", "evaluation")),
+    "batch statistics": (
+        node("BatchNormalization", ["c", "g", "g", "g", "g"], training_mode=1),
+        ("'BatchNormalization'", "'k'", "training mode", "evaluation"),
+    ),
+    "microsoft's quantizer": (node("QLinearAdd", domain="com.microsoft"), ("QLinearAdd", "'k'", "quantized already")),
     "integer convolution": (
         integers("ConvInteger", ["a", "i"]),
         ("'DynamicQuantizeLinear'", "'a'", "quantized already"),

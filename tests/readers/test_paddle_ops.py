@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
 
 from fullquant.errors import ModelError, UnsupportedOperatorError
+from fullquant.formats.framework_pb2 import ProgramDesc, VarType
+from fullquant.formats.paddle_types import NUMBER_OF_DTYPE
+from fullquant.formats.param_stream import read_combined, write_combined
 from fullquant.graph.verify import verify
 from fullquant.passes import prepare
 from fullquant.readers import paddle_ops, read_model
+from fullquant.readers.onnx_tensors import CONVERTED_FROM
 from fullquant.readers.paddle_ops import LEGACY, PIR
 from fullquant.readers.paddle_ops.context import OpContext
 from fullquant.readers.paddle_ops.contract import contract_of
+from fullquant.readers.pir import load_pir_program
 from fullquant.readers.program import AttrValue
+from fullquant.readers.program_desc import load_program
 from fullquant.runtime.executor import GraphModule
 from fullquant.runtime.sessions import open_session
+from fullquant.writers.paddle_builder import PaddleProgram
+from fullquant.writers.pir import pir_json
 from fullquant.writers.program_desc import write_paddle
 from tests.readers.onnx_run import run
 from tests.readers.paddle_cases import CASES, LEGACY_CASES
@@ -127,6 +138,56 @@ def test_rules_do_what_their_contracts_say(paddle_programs: Path, form: str, cas
         assert operators <= set(contract_of(LEGACY[kind].rule).onnx) | everywhere, kind
 
 
+def _rounded(folder: Path, out: Path, kind: str) -> Path:
+    """The program with every float32 in 16 bits, image and parameters too, as an export for GPUs has it."""
+    (path,) = (p for p in folder.iterdir() if p.suffix in (".pdmodel", ".json"))
+    dtype = np.dtype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
+    out.mkdir()
+    names = [
+        variable.name for variable in (load_pir_program if path.suffix == ".json" else load_program)(path).parameters
+    ]
+    arrays = read_combined(folder / "model.pdiparams", names)
+    with (out / "model.pdiparams").open("wb") as stream:
+        write_combined(stream, {n: a.astype(dtype) if a.dtype == np.float32 else a for n, a in arrays.items()})
+    if path.suffix == ".json":
+        short = {"float16": "t_f16", "bfloat16": "t_bf16"}[kind]
+        text = path.read_text().replace("t_f32", short).replace('"float32"', f'"{kind}"')
+        (out / path.name).write_text(text)
+        return out
+    program = ProgramDesc.FromString(path.read_bytes())
+    for var in program.blocks[0].vars:
+        tensor = var.type.dense_tensor.tensor
+        tensor.data_type = NUMBER_OF_DTYPE[dtype] if tensor.data_type == VarType.FP32 else tensor.data_type
+    for op in program.blocks[0].ops:
+        for attr in op.attrs:
+            if attr.name.endswith("dtype") and attr.i == VarType.FP32:
+                attr.i = NUMBER_OF_DTYPE[dtype]
+    (out / path.name).write_bytes(program.SerializeToString())
+    return out
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("case", ["attention", "conv2d", "batch_norm", "products"])
+@pytest.mark.parametrize("form", FORMS)
+def test_programs_of_16_bits_are_read_in_float32(
+    paddle_programs: Path, tmp_path: Path, form: str, case: str, kind: str
+) -> None:
+    folder = paddle_programs / form / case
+    model = read_model(_rounded(folder, tmp_path / "half", kind))
+    assert model.metadata_props[CONVERTED_FROM] == kind.upper()
+    values = [
+        *model.graph.inputs,
+        *model.graph.initializers.values(),
+        *(v for node in model.graph for v in node.outputs),
+    ]
+    assert not {value.dtype for value in values} & {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+    with np.load(folder / "data.npz") as data:
+        x, expected = data["x"], data["y"]
+    # 8 bits of bfloat16 and 11 of float16, in the parameters alone
+    tolerance = 2e-3 if kind == "float16" else 2e-2
+    np.testing.assert_allclose(run(model, x), expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
+
+
 def test_comparison_notices_a_wrong_rule(paddle_programs: Path) -> None:
     folder = paddle_programs / "legacy" / "hard_sigmoid_steep"
     model = read_model(folder)
@@ -145,7 +206,7 @@ def test_cases_cover_the_table(paddle_programs: Path) -> None:
     }
     constants = {"fill_constant", "full_int_array", "assign_value", "range", "linspace"}  # leave no node behind
     by_hand = {"pad2d", "mean", "full_with_tensor", "unstack", "expand_as_v2", "softplus", "shape64", "reciprocal"}
-    by_hand |= {"set_value", "set_value_with_tensor"}
+    by_hand |= {"set_value", "set_value_with_tensor", "flash_attn", "memory_efficient_attention"}
     # the older form of int8 files: tests/writers/test_paddle_fake_quantize.py, test_pir.py
     older = {row.types[0] for row in LEGACY.values() if row.types[0].startswith("fake_")}
     assert len(older) == 4
@@ -297,3 +358,75 @@ def test_malformed_operators_are_one_line_errors(tmp_path: Path, calls: list, sa
     with pytest.raises(ModelError, match=said) as caught:
         read_model(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+QKV = np.random.default_rng(3).normal(0, 0.4, (12, 72)).astype(np.float32)
+BIAS = np.random.default_rng(4).normal(0, 1, (1, 3, 12, 12)).astype(np.float32)
+
+
+def _as_paddle_3(folder: Path, kind: str, attributes: dict[str, Any], mask: bool) -> None:
+    """The program in folder, with its `where` of three tensors as the attention operator, in Paddle 3's form."""
+    program = ProgramDesc.FromString((folder / "model.pdmodel").read_bytes())
+    (folder / "model.pdmodel").unlink()
+    document = json.loads(pir_json(PaddleProgram(program, {"w": QKV, "bias": BIAS})))
+    ops = document["program"]["regions"][0]["blocks"][0]["ops"]
+    (op,) = (op for op in ops if op["#"] == "1.where")
+    bias = next(o["O"]["%"] for o in ops if o["#"] == "p" and "bias" in o["A"])
+    op["#"] = f"1.{kind}"
+    nothing, given = {"%": 0}, {"%": bias if mask else 0}
+    op["I"] += [nothing, given] if kind == "flash_attn" else [given, nothing, nothing, nothing, nothing]
+    kinds = {bool: "0.a_bool", float: "0.a_f32"}
+    op["A"] = [{"N": n, "AT": {"#": kinds[type(value)], "D": value}} for n, value in attributes.items()]
+    (folder / "model.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", ["flash_attn", "memory_efficient_attention"])
+@pytest.mark.parametrize("form", FORMS)
+def test_attention_of_gpus(tmp_path: Path, form: str, kind: str, masked: bool) -> None:
+    """PaddlePaddle for CPUs cannot even make a program with it: it is made by hand, the numbers are NumPy's."""
+    flash = kind == "flash_attn"
+    names = ("q", "k", "v", "attn_mask", "out") if flash else ("query", "key", "value", "bias", "output")
+    attributes = {"is_test": True, "causal": False, **({"dropout": 0.1} if flash else {"dropout_p": 0.1, "scale": 0.3})}
+    inputs = dict(zip(names, (["q"], ["k"], ["v"], ["bias"] if masked else []), strict=False))
+    last = (kind, inputs, {names[4]: ["y"]}, attributes)
+    if form == "pir":
+        last = ("where", {"Condition": ["q"], "X": ["k"], "Y": ["v"]}, {"Out": ["y"]}, {})
+    calls: list[Call] = [
+        ("reshape2", {"X": ["x"]}, {"Out": ["tokens"]}, {"shape": [-1, 12, 12]}),
+        ("matmul_v2", {"X": ["tokens"], "Y": ["w"]}, {"Out": ["all"]}, {"trans_x": False, "trans_y": False}),
+        ("reshape2", {"X": ["all"]}, {"Out": ["heads"]}, {"shape": [-1, 12, 9, 8]}),
+        ("split", {"X": ["heads"]}, {"Out": ["q", "k", "v"]}, {"num": 3, "axis": 2, "sections": []}),
+        last,
+    ]
+    q, k, v = np.split((X.reshape(2, 12, 12) @ QKV).reshape(2, 12, 9, 8).transpose(0, 2, 1, 3), 3, axis=1)
+    scores = q @ k.transpose(0, 1, 3, 2) * (8**-0.5 if flash else 0.3) + (BIAS if masked else 0)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = (weights / weights.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3)
+    three = [-1, 12, 3, 8]
+    shapes = {"tokens": [-1, 12, 12], "all": [-1, 12, 72], "heads": [-1, 12, 9, 8], "q": three, "k": three, "v": three}
+    write_program(tmp_path, calls, {"w": QKV, "bias": BIAS}, variables={**shapes, "y": three})
+    if form == "pir":
+        _as_paddle_3(tmp_path, kind, attributes, masked)
+    model = read_model(tmp_path)
+    np.testing.assert_allclose(run(model, X), expected, rtol=1e-4, atol=1e-5)
+    _check_declared_shape(model, expected.shape)
+    back = [tmp_path / f"back.{suffix}" for suffix in ("pdmodel", "json")]
+    write_paddle(prepare(model), None, {}, back[0], tmp_path / "back.pdiparams", json_path=back[1])
+    for path in back:
+        (actual,) = open_session(path, "paddle", threads=1).run({"x": X})
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"causal": True}, "causal"), ({"is_test": False, "dropout": 0.1}, "training mode")],
+)
+def test_attention_that_is_refused(tmp_path: Path, change: dict[str, AttrValue], said: str) -> None:
+    calls: list[Call] = [
+        ("reshape2", {"X": ["x"]}, {"Out": ["q"]}, {"shape": [-1, 12, 3, 4]}),
+        ("flash_attn", {"q": ["q"], "k": ["q"], "v": ["q"]}, {"out": ["y"]}, {"is_test": True, **change}),
+    ]
+    with pytest.raises(UnsupportedOperatorError, match=said) as caught:
+        read_model(write_program(tmp_path, calls))
+    assert "operator 'flash_attn' (output 'y')" in str(caught.value)

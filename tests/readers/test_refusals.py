@@ -1,10 +1,7 @@
-"""Broken and unsuitable models: one line that names the file, the operator or variable, and the remedy."""
+"""Files that are no models, and damaged parameters: one line that names the file and the remedy. See test_broken.py."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from fullquant.errors import FullquantError, ModelError
+from fullquant.errors import ModelError
 from fullquant.readers import read_model
-from tests.readers.programs import Call, unary, write_program
+from tests.readers.programs import Call, write_program
 
 W = np.array([1, 2, 3], np.float32)
 SCALED: list[Call] = [("elementwise_mul", {"X": ["x"], "Y": ["w"]}, {"Out": ["y"]}, {"axis": 1})]
@@ -68,36 +63,7 @@ def test_wrong_files(tmp_path: Path, name: str) -> None:
     assert what in said(tmp_path / name)
 
 
-# ---- operators -----------------------------------------------------------------------------------------------------
-
-LEGACY = {
-    "unheard_of": "has no translation", "lstm": "is recurrent", "rnn": "is recurrent", "gru": "is recurrent",
-    "flash_attn": "is an attention kernel of GPUs", "one_hot_v2": "has no translation",
-    "while": "is control flow", "conditional_block": "is control flow",
-    "fake_quantize_range_abs_max": "is a quantizer of a form that is not read: the model is quantized already",
-    "fake_channel_wise_quantize_abs_max": "is a quantizer of a form that is not read: the model is quantized already",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", LEGACY)
-def test_legacy_operators(tmp_path: Path, kind: str) -> None:
-    block = {"sub_block": {"block": 1}} if LEGACY[kind] == "is control flow" else {}
-    path = write_program(tmp_path, unary(kind, **block)) / "model.pdmodel"
-    message = said(path)
-    assert f"operator {kind!r} (output 'y') {LEGACY[kind]}" in message
-
-
-def test_all_unknown_operators_at_once(tmp_path: Path) -> None:
-    calls: list[Call] = [
-        ("odd", {"X": ["x"]}, {"Out": ["a"]}, {}), ("lstm", {"X": ["a"]}, {"Out": ["b"]}, {}),
-        ("relu", {"X": ["b"]}, {"Out": ["c"]}, {}), ("odd", {"X": ["c"]}, {"Out": ["d"]}, {}),
-        ("while", {"X": ["d"]}, {"Out": ["y"]}, {"sub_block": {"block": 1}}),
-    ]  # fmt: skip
-    message = said(write_program(tmp_path, calls) / "model.pdmodel")
-    assert "4 operators of 3 types cannot be read" in message
-    assert "'odd' (2 times, first output 'a')" in message
-    assert "'lstm' (output 'b', recurrent)" in message
-    assert "'while' (output 'y', control flow)" in message
+# ---- parameters -----------------------------------------------------------------------------------------------------
 
 
 def onnx_model(folder: Path, nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray] | None = None) -> Path:
@@ -110,41 +76,6 @@ def onnx_model(folder: Path, nodes: list[onnx.NodeProto], weights: dict[str, np.
     path = folder / "model.onnx"
     path.write_bytes(helper.make_model(graph, opset_imports=imports, ir_version=10).SerializeToString())
     return path
-
-
-def branch() -> onnx.GraphProto:
-    return helper.make_graph([], "b", [], [])
-
-
-ONNX = {
-    "If": ({"then_branch": branch(), "else_branch": branch()}, "", "is control flow"),
-    "Loop": ({"body": branch()}, "", "is control flow"),
-    "Scan": ({"body": branch(), "num_scan_inputs": 1}, "", "is control flow"),
-    "SplitToSequence": ({}, "", "makes or reads a sequence of tensors"),
-    "ConcatFromSequence": ({"axis": 1}, "", "makes or reads a sequence of tensors"),
-    "OptionalGetElement": ({}, "", "makes or reads a sequence of tensors"),
-    "LSTM": ({"hidden_size": 3}, "", "is recurrent"),
-    "GRU": ({"hidden_size": 3}, "", "is recurrent"),
-    "RNN": ({"hidden_size": 3}, "", "is recurrent"),
-    "FusedConv": ({}, "com.microsoft", "is no operator of the ONNX standard"),
-    "QLinearAdd": ({}, "com.microsoft", "is a quantizer of a form that is not read: the model is quantized already"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", ONNX)
-def test_onnx_operators(tmp_path: Path, kind: str) -> None:
-    attributes, domain, why = ONNX[kind]
-    path = onnx_model(tmp_path, [helper.make_node(kind, ["x"], ["y"], domain=domain, **attributes)])
-    message = said(path)
-    assert kind in message
-    assert f"(output 'y') {why}" in message
-
-
-# ---- precision and parameters --------------------------------------------------------------------------------------
-
-
-def test_float16(tmp_path: Path) -> None:
-    assert "parameter 'w' is float16" in said(write_program(tmp_path, SCALED, {"w": W.astype("f2")}) / "model.pdmodel")
 
 
 def test_numbers_that_are_none(tmp_path: Path) -> None:
@@ -188,49 +119,3 @@ def test_damaged_parameters(tmp_path: Path, damage: str, form: str) -> None:
         read_model(tmp_path)
     assert str(params) in str(caught.value)
     assert ";" in str(caught.value)
-
-
-# ---- whatever the bytes are ----------------------------------------------------------------------------------------
-
-
-def sample(folder: Path, form: str) -> tuple[Path, Path]:
-    """(the folder of a small model, the file that is damaged)."""
-    if form == "onnx":
-        nodes = [helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]), helper.make_node("Relu", ["c"], ["y"])]
-        return folder, onnx_model(folder, nodes, {"w": np.ones((2, 3, 3, 3), np.float32)})
-    if form == "pir":
-        tensor = {"#": "0.t_dtensor", "D": [{"#": "0.t_f32"}, [-1, 3, 6, 8], "NCHW", [], 0]}
-        name = {"N": "name", "AT": {"#": "0.a_str", "D": "x"}}
-        ops = [
-            {"#": "1.data", "A": [name], "I": [], "O": [{"%": 1, "TT": tensor}]},
-            {"#": "1.relu", "A": [], "I": [{"%": 1}], "O": [{"%": 2, "TT": tensor}]},
-            {"#": "1.fetch", "A": [{"N": "col", "AT": {"#": "0.a_i32", "D": 0}}], "I": [{"%": 2}], "O": [{"%": 3}]},
-        ]
-        block = {"#": "block_0", "args": [], "ops": ops}
-        document = {
-            "base_code": {"magic": "pir", "version": 1}, "program": {"regions": [{"#": "region_0", "blocks": [block]}]}
-        }  # fmt: skip
-        (folder / "model.json").write_text(json.dumps(document))
-        return folder, folder / "model.json"
-    write_program(folder, SCALED, {"w": W})
-    return folder, folder / ("model.pdmodel" if form == "program" else "model.pdiparams")
-
-
-@pytest.mark.parametrize("form", ["onnx", "pir", "program", "params"])
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=10_000)
-@given(
-    cut=st.one_of(st.none(), st.floats(0, 1, exclude_max=True)),
-    flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
-)
-def test_damage_gives_our_errors_alone(
-    tmp_path: Path, form: str, cut: float | None, flips: list[tuple[float, int]]
-) -> None:
-    shutil.rmtree(tmp_path)
-    tmp_path.mkdir()
-    folder, path = sample(tmp_path, form)
-    content = bytearray(path.read_bytes())
-    for position, byte in flips:
-        content[int(len(content) * position)] = byte
-    path.write_bytes(bytes(content if cut is None else content[: int(len(content) * cut)]))
-    with contextlib.suppress(FullquantError):
-        read_model(folder)

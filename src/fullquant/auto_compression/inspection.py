@@ -22,7 +22,7 @@ from fullquant.auto_compression.inspected_nodes import (
 from fullquant.auto_compression.placed import summary, tensors
 from fullquant.errors import ModelError, PlacementError, ReportError
 from fullquant.graph.edit import dims
-from fullquant.graph.layout import is_channels_last
+from fullquant.graph.layout import INPUT_LAYOUT, is_channels_last
 from fullquant.passes import prepare
 from fullquant.passes.infer_shapes import infer_shapes
 from fullquant.passes.remove_unused import remove_unused
@@ -68,6 +68,7 @@ class Inspection:
     quantized: bool
     quantized_as: str
     inputs: tuple[TensorShape, ...]
+    input_layout: str
     outputs: tuple[TensorShape, ...]
     operators: tuple[OperatorCount, ...]
     parameters: int
@@ -126,6 +127,7 @@ def inspect_model(
         quantized=bool(placed.quantized_as),
         quantized_as=placed.quantized_as,
         inputs=tuple(TensorShape(str(value.name), shape_of(value)) for value in graph.graph.inputs),
+        input_layout=_layout(graph),
         outputs=tuple(TensorShape(str(value.name), shape_of(value)) for value in graph.graph.outputs),
         operators=operator_counts(nodes, table),
         parameters=sum(node.parameters for node in nodes),
@@ -214,6 +216,16 @@ def _maker(model: ir.Model) -> str:
     if not ours or record.placement is None:
         return ""
     return f", written by fullquant for {record.placement.target} ({record.kept})"
+
+
+def _layout(model: ir.Model) -> str:
+    """The order of the image's axes in the file: "NCHW", "NHWC" (the graph has them as NCHW), "NHWC kept" (the graph
+    too); empty where the input is no image.
+    """
+    sizes = dims(model.graph.inputs[0])
+    if sizes is None or len(sizes) != 4:
+        return ""
+    return model.metadata_props.get(INPUT_LAYOUT, "NHWC kept" if is_channels_last(sizes) else "NCHW")
 
 
 # ---- sizes ---------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from fullquant.config import Config, QuantAware
 from fullquant.data.progress import ProgressBar
 from fullquant.distributed import ALONE, World
 from fullquant.errors import ConfigError, TrainingError
+from fullquant.graph.copying import copied
 from fullquant.numerics.qparams import QParams
 from fullquant.passes import prepare
 from fullquant.placement.decision import Placement
@@ -69,7 +70,7 @@ def finished(model: ir.Model, student: GraphModule) -> QuantizedModel:
     """
     placement = student.placement
     assert placement is not None
-    final = ir.from_proto(ir.to_proto(model))
+    final = copied(model)
     student.store_weights(final)
     settled = agreeing_sums(final, placement, student.current_qparams())
     qparams = raise_to_bias_floors(final, placement, settled)

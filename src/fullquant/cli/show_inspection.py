@@ -14,6 +14,12 @@ from fullquant.auto_compression.inspection import Inspection, TensorShape
 from fullquant.report.record import TensorEntry
 
 _FORMATS = {"program_desc": "Paddle program (.pdmodel)", "pir": "Paddle 3 program (.json)", "onnx": "ONNX"}
+_LAYOUTS = {
+    "NCHW": "NCHW [N, channels, height, width]",
+    "NHWC": "NHWC [N, height, width, channels] in the file; the graph and the files written from it take NCHW",
+    "NHWC kept": "NHWC [N, height, width, channels]; so do the files written from it, since the model does not "
+                 "transpose the image before all else",
+}  # fmt: skip
 _PLACED = {"int8": "int8", "float_kernel": "float kernel", "float": "float", "none": "-"}
 _NAMES = 4  # of the operators that fall back; --operators has all
 
@@ -47,11 +53,16 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
         ("model", f"{found.model}  ({found.file_bytes / 1e6:.2f} MB with its parameters)"),
         ("parameters in", found.params or "the model file"),
         ("format", _FORMATS.get(found.source_format, found.source_format)),
-        ("input", _shapes(found.inputs)), ("output", _shapes(found.outputs)),
+        ("input", _shapes(found.inputs)), *_layout(found), ("output", _shapes(found.outputs)),
         ("parameters", f"{found.parameters:,}; {sizes}"),
         ("multiply-adds", _multiply_adds(found)),
         ("quantized", f"yes: {found.quantized_as}; the file holds quantizers already" if found.quantized else "no"),
     ]  # fmt: skip
+
+
+def _layout(found: Inspection) -> list[tuple[str, str]]:
+    """None for an input that is no image."""
+    return [("input layout", _LAYOUTS[found.input_layout])] if found.input_layout else []
 
 
 def _multiply_adds(found: Inspection) -> str:

@@ -179,12 +179,19 @@ def taken_names(graph: ir.Graph) -> set[str]:
 
 def unique_name(graph: ir.Graph, base: str) -> str:
     """`base` if no node or value has that name, else base_1, base_2, ..."""
-    taken = taken_names(graph)
-    name, count = base, 0
-    while name in taken:
+    if not _is_taken(graph, base):
+        return base
+    taken, count = taken_names(graph), 1
+    while (name := f"{base}_{count}") in taken:
         count += 1
-        name = f"{base}_{count}"
     return name
+
+
+def _is_taken(graph: ir.Graph, name: str) -> bool:
+    """`name in taken_names(graph)`, without a set of all names: a large graph has tens of thousands."""
+    if name in graph.initializers or any(value.name == name for value in graph.inputs):
+        return True
+    return any(node.name == name or any(value.name == name for value in node.outputs) for node in graph)
 
 
 def graph_of(node: ir.Node) -> ir.Graph:
@@ -199,11 +206,15 @@ def graph_of(node: ir.Node) -> ir.Graph:
 
 def add_initializer(graph: ir.Graph, name: str, array: npt.ArrayLike) -> ir.Value:
     """A new initializer with a unique name made from `name`, holding a copy of the array in its dtype."""
+    return add_named(graph, unique_name(graph, name), array)
+
+
+def add_named(graph: ir.Graph, name: str, array: npt.ArrayLike) -> ir.Value:
+    """As add_initializer, for a name that is known to be free, such as that of the value it replaces."""
     data = np.array(array)
-    unique = unique_name(graph, name)
     data.setflags(write=False)
-    tensor = ir.Tensor(data, name=unique)
-    value = ir.Value(name=unique, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    tensor = ir.Tensor(data, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 

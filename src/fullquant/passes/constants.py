@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from fullquant.graph.edit import (
     Array,
-    add_initializer,
+    add_named,
     attribute_int,
     constant_value,
     dims,
@@ -88,7 +88,7 @@ def _evaluate(node: ir.Node, opset: int) -> list[Array] | None:
         _log.debug("%s may become a constant of more than %d elements; kept", node_label(node), _MAX_ELEMENTS)
         return None
     try:
-        evaluator = ReferenceEvaluator(ir.to_proto(node), opsets={"": opset})
+        evaluator = ReferenceEvaluator(ir.serde.serialize_node(node), opsets={"": opset})
         feeds = {str(value.name): array for value, array in zip(inputs, arrays, strict=True)}
         results = [np.asarray(result) for result in evaluator.run(None, feeds)]
     except Exception as error:  # the reference implementation raises whatever its NumPy code raises
@@ -128,6 +128,6 @@ def _become_initializer(node: ir.Node, arrays: list[Array]) -> bool:
             continue
         name = value_name(value)
         value.name = None
-        replace_uses(value, add_initializer(graph, name, array))
+        replace_uses(value, add_named(graph, name, array))
     prune(node)
     return True

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from fullquant.errors import ModelError
 from fullquant.graph.edit import (
     add_initializer,
+    add_named,
     constant_value,
     dims,
     graph_of,
@@ -120,7 +121,7 @@ def _replace(value: ir.Value, first: BatchCopy, second: BatchCopy) -> int:
     if one.shape == two.shape and np.array_equal(one, two):
         graph = graph_of(node)
         value.name = None
-        replace_uses(value, add_initializer(graph, name, one))
+        replace_uses(value, add_named(graph, name, one))
         prune(node)
         return 1
     # The rows of one image repeated for each, such as a class token or an embedding of positions.

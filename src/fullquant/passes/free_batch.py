@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fullquant.errors import ModelError
+from fullquant.graph.copying import copied
 from fullquant.graph.edit import (
     add_initializer,
     attribute_int,
@@ -35,7 +36,7 @@ def free_batch(model: ir.Model) -> int:
     sizes = dims(image)
     if image is None or sizes is None or len(sizes) < 2 or sizes[0] == BATCH or BATCH in sizes:
         return 0
-    trial = ir.from_proto(ir.to_proto(model))
+    trial = copied(model)
     if not _free(trial, sizes[0]) or not _batch_reaches_the_outputs(trial):
         _log.debug("the model mixes the images of a batch of %s; it keeps this batch", sizes[0])
         return 0

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from fullquant.errors import ModelError
+from fullquant.graph.collection import without_collection
+from fullquant.graph.copying import copied
 from fullquant.graph.verify import verify
 from fullquant.passes.affine_to_depthwise import affine_to_depthwise
 from fullquant.passes.batch_expand import batch_expand
@@ -110,9 +112,10 @@ def run_passes(model: ir.Model) -> list[PassResult]:
     raise ModelError(f"the passes did not come to an end in {_MAX_ROUNDS} rounds: {counts}; please report this model")
 
 
+@without_collection()
 def prepare(model: ir.Model) -> ir.Model:
     """A deep copy in canonical form; the argument is left untouched. Raises as run_passes, with the file."""
-    copy = ir.from_proto(ir.to_proto(model))
+    copy = copied(model)
     try:
         run_passes(copy)
     except ModelError as error:

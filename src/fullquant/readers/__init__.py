@@ -7,8 +7,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from fullquant.graph.collection import without_collection
 from fullquant.readers.files import ModelFiles, find_model, no_parameters
+from fullquant.readers.halves import in_float32
 from fullquant.readers.onnx import load_onnx
+from fullquant.readers.onnx_tensors import CONVERTED_FROM
 from fullquant.readers.paddle import classifier_of, program_to_onnx
 from fullquant.readers.paddle_params import load_parameters
 from fullquant.readers.pir import load_pir_program
@@ -21,6 +24,7 @@ __all__ = ["OUTPUT_INDEX", "ModelFiles", "find_model", "read_model"]
 OUTPUT_INDEX = "fullquant.output_index"
 
 
+@without_collection()
 def read_model(
     path: str | Path,
     model_filename: str | None = None,
@@ -52,7 +56,10 @@ def read_model(
         if files.params is None and program.parameters:
             raise no_parameters(files)
         parameters = load_parameters(files.params, program.parameters) if files.params else {}
+        program, parameters, halves = in_float32(program, parameters)
         model = program_to_onnx(program, parameters, input_shape)
+        if halves:
+            model.metadata_props[CONVERTED_FROM] = " and ".join(halves)
         model.metadata_props["fullquant.params_file"] = str(files.params or "")
         model.metadata_props[OUTPUT_INDEX] = str(whole.outputs.index(program.outputs[0]))
     check_precision(files.model, element_types(v for node in model.graph for v in node.outputs), "variable")

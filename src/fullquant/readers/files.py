@@ -13,6 +13,7 @@ from fullquant.readers.wrong_files import WANTED, refuse_wrong_file
 
 SourceFormat = Literal["program_desc", "pir", "onnx"]
 
+_PATTERNS = ("*.pdmodel", "__model__", "*.json", "*.onnx")
 _LAYOUTS = "*.pdmodel + *.pdiparams, __model__ (+ __params__), *.json + *.pdiparams, or *.onnx"
 
 
@@ -55,7 +56,7 @@ def _from_file(path: Path, model_filename: str | None, params_filename: str | No
 
 
 def _search(folder: Path) -> Path:
-    for pattern in ("*.pdmodel", "__model__", "*.json", "*.onnx"):
+    for pattern in _PATTERNS:
         found = sorted(p for p in folder.glob(pattern) if p.is_file() and _is_program(p))
         if len(found) > 1:
             names = ", ".join(p.name for p in found)
@@ -64,9 +65,9 @@ def _search(folder: Path) -> Path:
             )
         if found:
             return found[0]
-    raise ModelError(
-        f"{folder}: no model here; looked for {_LAYOUTS}; {_listing(folder)}; give the folder of an exported model"
-    )
+    below = [f for f in sorted(folder.iterdir()) if f.is_dir() and any(any(f.glob(p)) for p in _PATTERNS)]
+    remedy = f"give {below[0]}" if len(below) == 1 else "give the folder of an exported model"
+    raise ModelError(f"{folder}: no model here; looked for {_LAYOUTS}; {_listing(folder)}; {remedy}")
 
 
 def _is_program(path: Path) -> bool:

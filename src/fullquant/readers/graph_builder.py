@@ -193,7 +193,7 @@ class GraphBuilder:
     def _infer(self, node: ir.Node) -> None:
         used = [value for value in node.inputs if value is not None]
         try:
-            proto = ir.to_proto(node)
+            proto = ir.serde.serialize_node(node)
             inferred = infer_node_outputs(
                 onnx.defs.get_schema(node.op_type, OPSET),
                 proto,

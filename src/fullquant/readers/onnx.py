@@ -11,20 +11,24 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from fullquant.errors import ModelError, UnsupportedOperatorError
+from fullquant.graph.edit import constant_value, input_at
 from fullquant.graph.layout import as_declared
 from fullquant.readers.graph_builder import IR_VERSION, OPSET
 from fullquant.readers.onnx_tensors import check_element_types, check_file_size, halves_to_float, load_tensors
 from fullquant.readers.refusals import (
     CONTROL_FLOW,
     OTHER_DOMAIN,
+    RANDOM,
     RECURRENT,
     SEQUENCE,
+    TRAINING,
     Reason,
     Refused,
     reason_of,
     refusal,
 )
 from fullquant.readers.signature import check_inputs, choose_output, input_dims
+from fullquant.readers.wrong_files import refuse_misnamed
 
 _DOMAINS = ("", "ai.onnx")
 # Operators of later sets whose meaning, not only their list of types, differs from opset 20.
@@ -64,8 +68,10 @@ def _load(path: Path) -> ir.Model:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
     except ModelError:
+        refuse_misnamed(path)
         raise
     except Exception as error:  # protobuf, onnx and onnx_ir each have types of their own for damaged messages
+        refuse_misnamed(path)
         raise ModelError(f"{path}: is not an ONNX model ({_reason(error)}); export it again") from None
     model.opset_imports[""] = opset
     check_element_types(path, model)
@@ -196,7 +202,19 @@ def _refusal_of(node: ir.Node) -> Reason | None:
         return OTHER_DOMAIN
     if "Sequence" in node.op_type or node.op_type.startswith("Optional"):
         return SEQUENCE
+    if node.op_type.startswith(("Random", "Bernoulli", "Multinomial")):
+        return RANDOM
+    if _is_in_training(node):
+        return TRAINING
     return RECURRENT if node.op_type in ("LSTM", "GRU", "RNN") else None
+
+
+def _is_in_training(node: ir.Node) -> bool:
+    """BatchNormalization by the statistics of its batch, Dropout that drops."""
+    if node.op_type == "Dropout":
+        switch = constant_value(input_at(node, 2))
+        return switch is not None and bool(switch.any())
+    return node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0) != 0
 
 
 def _check_validity(path: Path, model: ir.Model) -> None:

@@ -11,10 +11,11 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from fullquant.errors import ModelError
 from fullquant.readers.graph_builder import Array, GraphBuilder
+from fullquant.readers.halves import HALVES
 from fullquant.readers.paddle_ops import LEGACY, translate
 from fullquant.readers.program import AttrValue, PaddleOp, Program, VariableRef
 from fullquant.readers.refusals import CONTROL_FLOW, Refused, reason_of, refusal
-from fullquant.readers.signature import check_inputs, check_precision, choose_output, input_dims
+from fullquant.readers.signature import check_inputs, choose_output, input_dims
 
 
 def classifier_of(program: Program, output_name: str | None = None) -> Program:
@@ -65,15 +66,14 @@ def _shapes(program: Program) -> dict[str, Sequence[int | str] | None]:
 
 
 def _check_types(program: Program) -> None:
-    """One input, a float32 tensor, and no parameters of 16 bits."""
+    """One input, a tensor of float32, float16 or bfloat16."""
     check_inputs(program.path, [variable.name for variable in program.inputs])
     variable = program.inputs[0]
-    if variable.dtype != np.float32 or variable.dims is None:
+    if variable.dtype not in {np.dtype(np.float32), *HALVES} or variable.dims is None:
         raise ModelError(
             f"{program.path}: input {variable.name!r} is {variable.dtype}, a float32 image is needed; "
             "export a float32 model"
         )
-    check_precision(program.path, ((p.name, str(p.dtype)) for p in program.parameters), "parameter")
 
 
 def _needed(ops: Sequence[PaddleOp], output: str) -> tuple[list[PaddleOp], set[str]]:

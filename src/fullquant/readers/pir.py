@@ -12,6 +12,7 @@ from fullquant.errors import ModelError
 from fullquant.formats.pir_json import PARAMETER, Attribute, PirOp, PirProgram, PirType, load_pir
 from fullquant.readers.paddle_ops import PIR, Number, Operator
 from fullquant.readers.program import AttrValue, PaddleOp, Program, Variable
+from fullquant.readers.wrong_files import refuse_misnamed
 
 _INPUTS = ("pd_op.data", "pd_op.feed")
 _OUTPUTS = ("pd_op.fetch", "builtin.shadow_output")
@@ -176,7 +177,12 @@ def _plain(value: Attribute) -> AttrValue:
 
 def load_pir_program(path: Path) -> Program:
     """Reads a Paddle 3 `.json` program. Raises ModelError, naming file and operator."""
-    reader, program = _PirReader(path), load_pir(path)
+    try:
+        reader, program = _PirReader(path), load_pir(path)
+    except ModelError:
+        if path.is_file():
+            refuse_misnamed(path)
+        raise
     try:
         return reader.read(program)
     except (KeyError, ValueError, TypeError, IndexError) as error:

@@ -10,6 +10,7 @@ from fullquant.errors import ModelError
 from fullquant.formats.framework_pb2 import AttrType, BlockDesc, OpDesc, ProgramDesc, Scalar, VarDesc, VarType
 from fullquant.formats.paddle_types import DTYPE_OF_NUMBER
 from fullquant.readers.program import AttrValue, PaddleOp, Program, Variable, VariableRef
+from fullquant.readers.wrong_files import refuse_misnamed
 
 # The member of OpDesc.Attr that holds a value of each type.
 _MEMBERS = {
@@ -41,8 +42,10 @@ def parse_program(path: Path) -> ProgramDesc:
         if not desc.IsInitialized():  # ParseFromString accepts messages that lack required fields
             raise DecodeError("a required field is missing")
     except DecodeError as error:
+        refuse_misnamed(path)
         raise ModelError(f"{path}: is not a Paddle program ({error}); the file is damaged, export it again") from None
     if not desc.blocks or not desc.blocks[0].ops:
+        refuse_misnamed(path)
         raise ModelError(
             f"{path}: the program has no operators; the file is empty or not a Paddle program: export it again"
         )

@@ -38,6 +38,16 @@ SEQUENCE = Reason(
     "sequence",
     "export with torch.onnx.export(..., dynamo=True), or split with fixed sizes",
 )
+RANDOM = Reason(
+    "draws random numbers, on which the answer would depend",
+    "random numbers",
+    "export the model in evaluation mode, model.eval()",
+)
+TRAINING = Reason(
+    "is in training mode, and computes something else when the model is used",
+    "in training mode",
+    "export the model in evaluation mode, model.eval()",
+)
 QUANTIZED = Reason(
     "is a quantizer of a form that is not read: the model is quantized already",
     "quantizer",

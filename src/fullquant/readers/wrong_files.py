@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import onnx
+from google.protobuf.message import DecodeError
+
 from fullquant.errors import ModelError
+from fullquant.formats.framework_pb2 import ProgramDesc
 
 WANTED = "give the model's folder, or a .pdmodel, __model__, Paddle 3 .json or .onnx file"
 
@@ -67,3 +72,40 @@ def refuse_wrong_file(path: Path, *, parameters: bool = False) -> None:
     said = _ENDINGS.get(path.suffix.lower())
     if said is not None and not parameters:
         raise ModelError(f"{path}: {said}")
+
+
+def refuse_misnamed(path: Path) -> None:
+    """Raises ModelError where a file that could not be read by its name is a model of another format by its content."""
+    content = path.read_bytes()
+    own = {".onnx": "ONNX", ".json": "PIR"}.get(path.suffix, "Paddle")
+    found = [(kind, name) for kind, name, holds in _FORMATS if kind != own and holds(content)]
+    if found:
+        kind, name = found[0]
+        raise ModelError(
+            f"{path}: is {name} by its content, not what its name says; rename it to {path.stem}{_NAMED[kind]}"
+        )
+
+
+def _is_onnx(content: bytes) -> bool:
+    try:
+        proto = onnx.ModelProto.FromString(content)
+    except DecodeError:
+        return False
+    return bool(proto.graph.node and proto.opset_import)
+
+
+def _is_program(content: bytes) -> bool:
+    try:
+        program = ProgramDesc.FromString(content)
+    except DecodeError:
+        return False
+    return bool(program.blocks and program.blocks[0].ops)
+
+
+_NAMED = {"ONNX": ".onnx", "PIR": ".json", "Paddle": ".pdmodel"}
+# (format, what it is called, whether bytes are of it)
+_FORMATS: tuple[tuple[str, str, Callable[[bytes], bool]], ...] = (
+    ("PIR", "a Paddle 3 program (JSON)", lambda content: content.lstrip()[:1] == b"{" and b'"base_code"' in content),
+    ("ONNX", "an ONNX model", _is_onnx),
+    ("Paddle", "a Paddle program (.pdmodel)", _is_program),
+)

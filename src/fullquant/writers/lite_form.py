@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from fullquant.graph.copying import copied
 from fullquant.graph.edit import (
     add_initializer,
     attribute_string,
@@ -53,7 +54,7 @@ def lite_form(
     """
     if not any(_is_moved(node, placement) for node in model.graph):
         return model, placement, qparams
-    copy = ir.from_proto(ir.to_proto(model))
+    copy = copied(model)
     decisions, scales = dict(placement.decisions), dict(qparams)
     axis = _weight_axis(placement)
     for node in list(copy.graph):

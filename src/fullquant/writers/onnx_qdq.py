@@ -21,6 +21,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from fullquant.errors import ExportError
+from fullquant.graph.copying import copied
 from fullquant.graph.edit import SOURCE
 from fullquant.graph.verify import verify
 from fullquant.numerics.qparams import QParams
@@ -68,7 +69,7 @@ def write_onnx(
 def write_float_onnx(model: ir.Model, path: str | os.PathLike[str]) -> None:
     """Writes the float model as it is, in the lowest operator set that it needs. Raises ExportError."""
     refuse_source_files(model.metadata_props.get(SOURCE), path)
-    copy = ir.from_proto(ir.to_proto(model))
+    copy = copied(model)
     resize_by_factors(copy.graph)
     finish(copy)
     _save(copy, path)
@@ -100,7 +101,7 @@ def build_onnx(
         raise ExportError(
             f"{runtime} takes int8 with zero point 0 only; leave weight_type and activation_type as they are"
         )
-    copy = ir.from_proto(ir.to_proto(model))
+    copy = copied(model)
     resize_by_factors(copy.graph)
     QdqBuilder(copy.graph, placement, qparams, layout, storage, weight_type).build()
     finish(copy)

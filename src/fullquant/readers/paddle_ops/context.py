@@ -11,6 +11,7 @@ from fullquant.errors import ModelError, UnsupportedOperatorError
 from fullquant.formats.paddle_types import DTYPE_OF_NUMBER
 from fullquant.graph.shape_values import shape_elements
 from fullquant.readers.graph_builder import Array, GraphBuilder, NodeAttr
+from fullquant.readers.halves import HALVES
 from fullquant.readers.program import AttrValue, PaddleOp, VariableRef
 from fullquant.readers.refusals import OTHER_WAY
 
@@ -132,12 +133,11 @@ class OpContext:
         return [int(item) for item in self.numbers(name)]
 
     def dtype(self, name: str) -> np.dtype | None:
-        """An element type; None if absent or left open by the file."""
+        """An element type; None if absent or left open by the file. Floats of 16 bits are float32 here."""
         value = self.attr(name)
-        if value is None or isinstance(value, np.dtype):
-            return value
-        if isinstance(value, int):
-            return DTYPE_OF_NUMBER.get(value)
+        found = DTYPE_OF_NUMBER.get(value) if isinstance(value, int) else value
+        if found is None or isinstance(found, np.dtype):
+            return np.dtype(np.float32) if found in HALVES else found
         raise self.malformed(f"attribute {name!r} is {value!r}, an element type is needed")
 
     def integers_or_value(self, name: str, whole: str, parts: str) -> list[int] | ir.Value:
@@ -196,6 +196,8 @@ class OpContext:
     def static_dims(self, value: ir.Value, *axes: int) -> list[int]:
         """Sizes of some axes that must be known."""
         dims = self.dims(value)
+        if any(axis >= len(dims) for axis in axes):
+            raise self.malformed(f"{value.name!r} of shape {_shape_text(value)} has too few axes for it")
         found = [dims[axis] for axis in axes]
         if any(dim is None for dim in found):
             raise self.unsupported(

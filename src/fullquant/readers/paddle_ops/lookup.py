@@ -15,6 +15,13 @@ def embedding(c: OpContext) -> ir.Value:
     return c.node("Gather", c.input("W"), c.input("Ids"), axis=0)
 
 
+def one_hot(c: OpContext) -> ir.Value:
+    """1 where the last axis of the output, of `depth` elements, is at the index, else 0."""
+    (depth,) = c.known_integers("depth", "depth_tensor", "")
+    index = c.node("Unsqueeze", c.cast(c.input("X"), np.dtype(np.int64)), c.int64([-1]))
+    return c.cast(c.node("Equal", index, c.int64(range(depth))), c.dtype("dtype") or np.dtype(np.float32))
+
+
 def take_along_axis(c: OpContext) -> ir.Value:
     """One element for each index, along an axis."""
     return c.node("GatherElements", c.input("Input"), c.input("Index"), axis=c.integer("Axis", 0))

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from fullquant.readers.paddle_ops import (
     assignment,
+    attention,
     comparison,
     conv,
     elementwise,
@@ -234,6 +235,7 @@ _FUNCTIONS = (
 
 _LOOKUP = (
     Operator(("lookup_table_v2",), lookup.embedding, ("embedding",), ("Ids", "W")),
+    Operator(("one_hot_v2",), lookup.one_hot, ("one_hot",), ("X", Number("depth", "depth_tensor"))),
     Operator(("take_along_axis",), lookup.take_along_axis, ("take_along_axis",), ("Input", "Index"), ("Result",),
              {"axis": "Axis"}),
     Operator(("arg_min",), lookup.arg_min, ("argmin",), ("X", _AXIS)),
@@ -269,6 +271,23 @@ _LINEAR = (
     Operator(("gather", "index_select"), linear.gather, ("gather",), ("X", "Index", Number("axis", "Axis"))),
     Operator(("gather_nd",), linear.gather_nd, ("gather_nd",), ("X", "Index")),
     Operator(("index_select",), linear.gather, ("index_select",), ("X", "Index"), renames={"axis": "dim"}),
+)
+
+_ATTENTION = (
+    Operator(
+        ("flash_attn",),
+        attention.flash_attention,
+        ("flash_attn",),
+        ("q", "k", "v", "fixed_seed_offset", "attn_mask"),
+        ("out",),
+    ),
+    Operator(
+        ("memory_efficient_attention",),
+        attention.memory_efficient_attention,
+        ("memory_efficient_attention",),
+        ("query", "key", "value", "bias", "cu_seqlens_q", "cu_seqlens_k", "causal_diagonal", "seqlen_k"),
+        ("output",),
+    ),
 )
 
 _SHAPES = (
@@ -354,7 +373,7 @@ GROUPS: Mapping[str, tuple[Operator, ...]] = {
     "Activations": _ACTIVATIONS,
     "Other functions": _FUNCTIONS,
     "Comparison, masks, coordinates": _LOGIC,
-    "Matrix products, reductions, search": (*_LINEAR, *_LOOKUP),
+    "Matrix products, reductions, search": (*_LINEAR, *_ATTENTION, *_LOOKUP),
     "Shapes and moved data": _SHAPES,
     "Quantization": _QUANTIZATION,
 }
