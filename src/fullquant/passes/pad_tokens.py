@@ -97,7 +97,7 @@ def _token(value: ir.Value | None, joined: ir.Value) -> Array | None:
 
     Either a constant repeated for the batch, or one that holds the rows of a fixed batch already.
     """
-    repeated = producer_of(value, "Expand", "Tile")
+    repeated = producer_of(value, "Expand")
     own = constant_value(value if repeated is None else input_at(repeated, 0))
     sizes = _sizes(value)
     if own is None or own.dtype != np.float32 or sizes is None:
@@ -106,8 +106,6 @@ def _token(value: ir.Value | None, joined: ir.Value) -> Array | None:
         return None
     own = own.reshape((1,) * max(0, _RANK - own.ndim) + own.shape)
     if own.ndim != _RANK or not (own == own[:1]).all():
-        return None
-    if repeated is not None and repeated.op_type == "Tile" and own.shape[1:] != sizes[1:]:
         return None
     return np.broadcast_to(own[:1], sizes)
 

@@ -89,9 +89,7 @@ def _keeps_the_scale(node: ir.Node, source: ir.Value, placement: Placement | Non
     return placement.scale_owner(names[0]) == placement.scale_owner(names[1])
 
 
-def _zeros(
-    node: ir.Node, source: ir.Value, axis: int, count: int, decisions: dict[str, Decision]
-) -> ir.Value | None:
+def _zeros(node: ir.Node, source: ir.Value, axis: int, count: int, decisions: dict[str, Decision]) -> ir.Value | None:
     """`count` rows of x minus themselves, with the scale of x; None for no rows."""
     if not count:
         return None
