@@ -67,7 +67,7 @@ def _rewrite(node: ir.Node) -> bool:
         return False
     data, offset, (more_front, more_back) = _offset_in_front(data, node, axis)
     constant = np.concatenate([*front, np.broadcast_to(offset, _with(sizes, axis, length)), *back], axis=axis)
-    result, positions = _offset_behind(node)
+    last, positions = _offset_behind(node)
     constant = np.ascontiguousarray(constant + positions, dtype=np.float32)
     pads = [0] * (2 * _RANK)
     pads[axis], pads[_RANK + axis] = begin + more_front, end + more_back
@@ -75,7 +75,7 @@ def _rewrite(node: ir.Node) -> bool:
     added = add_initializer(graph_of(node), f"{node.name}.tokens", constant)
     padded = insert_before(node, "Pad", [data, around], like=node.outputs[0])
     _log.debug("%s: %d rows in front and %d behind are one addition", node_label(node), begin, end)
-    replace_node(node, "Add", [padded, added], result=result)
+    replace_node(last, "Add", [padded, added])
     return True
 
 
@@ -147,15 +147,15 @@ def _rows(pad: ir.Node, axis: int) -> tuple[int, int] | None:
     return None if any(others) or min(pads) < 0 else (pads[axis], pads[_RANK + axis])
 
 
-def _offset_behind(node: ir.Node) -> tuple[ir.Value, Array]:
-    """(sum, c) where an Add of a constant alone reads the Concat; (the Concat's output, 0) otherwise."""
+def _offset_behind(node: ir.Node) -> tuple[ir.Node, Array]:
+    """(the Add, c) where an Add of a constant alone reads the Concat; (the Concat, 0) otherwise."""
     joined = node.outputs[0]
     sizes, reader = _sizes(joined), sole_consumer(joined)
     operand = None if reader is None or reader.op_type != "Add" or reader.domain != "" else constant_operand(reader)
     added = None if operand is None or sizes is None else _for_each_image(operand[1], sizes)
     if reader is None or added is None or dims(reader.outputs[0]) != dims(joined):
-        return joined, np.zeros((1, 1, 1), np.float32)
-    return reader.outputs[0], added
+        return node, np.zeros((1, 1, 1), np.float32)
+    return reader, added
 
 
 def _for_each_image(constant: Array, sizes: tuple[int, int, int]) -> Array | None:
