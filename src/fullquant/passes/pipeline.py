@@ -38,6 +38,7 @@ from fullquant.passes.normal_normalization import normal_normalization
 from fullquant.passes.normal_power import normal_power
 from fullquant.passes.normal_reduction import normal_reduction
 from fullquant.passes.normal_reshape import normal_reshape
+from fullquant.passes.pad_tokens import pad_tokens
 from fullquant.passes.remove_identity import remove_identity
 from fullquant.passes.remove_unused import remove_unused
 
@@ -55,6 +56,7 @@ PIPELINE: tuple[Pass, ...] = (
     normal_reshape,
     free_batch,
     batch_expand,
+    pad_tokens,
     remove_identity,
     channels_first,
     normal_einsum,

@@ -23,6 +23,7 @@ from fullquant.writers.paddle_emitter import Emitter
 from fullquant.writers.paddle_fake_quantize import FakeQuantizeEmitter
 from fullquant.writers.paddle_ops import write_node
 from fullquant.writers.paddle_quantization import Quantization
+from fullquant.writers.paddle_rows import rows_of_zeros
 from fullquant.writers.pir import pir_json
 
 
@@ -60,6 +61,7 @@ def build_paddle(
     model: ir.Model, placement: Placement | None, qparams: Mapping[str, QParams], *, onnx_format: bool = True
 ) -> PaddleProgram:
     """The program and parameters that `write_paddle` writes. The model is not changed."""
+    model, placement = rows_of_zeros(model, placement)
     graph = model.graph
     if not graph.inputs or not graph.outputs:
         raise ExportError("the graph has no inputs or no outputs; a Paddle program needs both")
