@@ -10,6 +10,7 @@ import onnx_ir as ir
 from fullquant.errors import ExportError
 from fullquant.numerics import affine
 from fullquant.numerics.qparams import QParams
+from fullquant.placement.rules import LAYERS
 from fullquant.writers.paddle_builder import Array, Attribute, Names, ProgramBuilder
 from fullquant.writers.paddle_quantization import Quantization, absmax
 
@@ -74,6 +75,12 @@ class Emitter:
         """A list-of-integers attribute of the ONNX node."""
         attribute = self.node.attributes.get(name)
         return list(default if attribute is None else attribute.as_ints())
+
+    @property
+    def clamps_by_clip(self) -> bool:
+        """Whether ReLU and ReLU6 are written as clip, see placement.rules.Target."""
+        target = self._quantization.target
+        return target is not None and target.clamps_by_clip
 
     # --- inputs ----------------------------------------------------------------------------------------------------
 
@@ -153,10 +160,13 @@ class Emitter:
         bias, a `fused` tensor and its ReLU): where it is missing on one of them, that one falls back to float.
         It holds for all outputs of an operator, so beside an output XShape, which is no real tensor, the name that
         means `Out` alone stands in its place.
+        skip_quant, as PaddleSlim has it: oneDNN's passes leave the operator in float.
         """
         threshold = self._quantization.threshold(str(self.node.outputs[0].name))
         if threshold is not None:
             attributes["Out0_threshold" if "XShape" in outputs else "out_threshold"] = threshold
+        if self._quantization.is_kept_float(self.node.op_type):
+            attributes["skip_quant"] = 1
         self.builder.add_operator(kind, inputs, outputs, attributes)
 
     def product(self, kind: str, parameters: tuple[str, str, str], target: str, **attributes: Attribute) -> None:
@@ -235,6 +245,8 @@ class Emitter:
             if self._quantization.is_bias(name):
                 return self.parameter(name, self._bias_of_product(value, array))
             qparams = self._quantization.weight(name)
+            if qparams is not None and self._is_read_as_float(value):
+                array, qparams = affine.fake_quantize(array, qparams), None
             if qparams is not None:
                 array = affine.quantize(array, qparams).astype(np.int8)
             self._computed[name] = self.builder.add_parameter(name, array)
@@ -244,6 +256,12 @@ class Emitter:
         if name in self._rounded and not rounded:
             raise self.refuse(f"reads {name!r} as float while others read it as int8", "give it a copy of the constant")
         return self._rounded[name] if rounded else self._computed[name]
+
+    def _is_read_as_float(self, value: ir.Value) -> bool:
+        """A constant that no layer reads, where the runtime takes the dequantize_linear away and then reads integers."""
+        target = self._quantization.target
+        readers = {use.node.op_type for use in value.uses()}
+        return target is not None and target.requantizes_weights and not readers & set(LAYERS)
 
     def _bias_of_product(self, value: ir.Value, array: Array) -> Array:
         """Content of a bias that an Add node puts on a matrix product, as integer kernels use it."""
