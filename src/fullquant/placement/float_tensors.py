@@ -14,7 +14,13 @@ import onnx_ir as ir
 from fullquant.graph.edit import constant_value
 from fullquant.placement.rules import LAYERS, Target
 
-_PAIRS = ("Add", "Sub", "Mul")
+_PAIRS = ("Add", "Mul")
+
+
+def has_integer_kernel(node: ir.Node, target: Target) -> bool:
+    """Whether the target computes the node in integers: by its table, and sums and products of two tensors alone."""
+    computed = all(constant_value(value) is None for value in node.inputs)
+    return target.kernel(node.op_type) == "int8" and (node.op_type not in _PAIRS or computed)
 
 
 class Rounding:
@@ -106,6 +112,4 @@ class Rounding:
         if inside is not None:
             producer = inside.producer()
             return producer is not None and self._is_integer(producer)
-        if not self._placed(node) or self.target.kernel(node.op_type) != "int8":
-            return False
-        return node.op_type not in _PAIRS or all(constant_value(value) is None for value in node.inputs)
+        return self._placed(node) and has_integer_kernel(node, self.target)

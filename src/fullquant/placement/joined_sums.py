@@ -7,7 +7,9 @@ shapes into a convolution whose output nobody else reads:
   input of y leads to x;
 - of one convolution and another tensor where that tensor leads to the convolution, as in a residual block.
 
-A shortcut that does not lead to the convolution, such as a padded one, leaves an addition of its own.
+Its patterns name each tensor once. So a convolution that reads the other operand itself is left alone, and so are two
+that read the same tensor (tried, Paddle 3.3.1). A shortcut that does not lead to the convolution, such as a padded one,
+leaves an addition of its own too.
 """
 
 from __future__ import annotations
@@ -36,12 +38,14 @@ def _convolution_of(node: ir.Node, placed: Callable[[ir.Node], bool]) -> ir.Valu
         return None
     x_is_layer, y_is_layer = (_is_read_once(value, placed) for value in (x, y))
     if x_is_layer and y_is_layer:
+        if _input_of(x) is _input_of(y):
+            return None
         if _leads_to(_input_of(x), y):
             return y
         return x if _leads_to(_input_of(y), x) else None
-    if x_is_layer and _leads_to(y, x):
+    if x_is_layer and _input_of(x) is not y and _leads_to(y, x):
         return x
-    return y if y_is_layer and _leads_to(x, y) else None
+    return y if y_is_layer and _input_of(y) is not x and _leads_to(x, y) else None
 
 
 def _is_read_once(value: ir.Value, placed: Callable[[ir.Node], bool]) -> bool:

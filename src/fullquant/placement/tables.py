@@ -138,7 +138,7 @@ _PADDLE_INFERENCE = Target(
     rules=rules_of(
         _ROLES,
         frozenset({
-            "Conv", "Gemm", "MatMul", "Add", "Sub", "Mul", "AveragePool", "MaxPool", "GlobalMaxPool", "Concat", "Resize",
+            "Conv", "Gemm", "Add", "Mul", "AveragePool", "MaxPool", "GlobalMaxPool", "Concat", "Resize",
             "Reshape", "Transpose", "Slice", "Split", "Relu", "Clip",
         }),
         _PER_CHANNEL,
