@@ -145,7 +145,8 @@ def train(
             learn_scales=aware.learn_step_size or aware.use_pact, clip_decay=_PACT_DECAY if aware.use_pact else 0.0,
         ),
         checkpoint=plan.checkpoint, digest=plan.digest, progress=bar, resume=settings.resume,
-        world=plan.world, cache=_teacher_cache(config, plan), settle=lambda module: settle_sums(module, model) + fill_weights(module),
+        world=plan.world, cache=_teacher_cache(config, plan),
+        settle=lambda module: settle_sums(module, model) + fill_weights(module),
     )  # fmt: skip
     with bar:
         try:

@@ -117,7 +117,10 @@ def layers(graph: ir.Graph) -> Iterator[Finding]:
 
 
 def sums(graph: ir.Graph) -> Iterator[Finding]:
-    """A layer with integer weights writes integers, but in files of targets that leave sums in float (`rounds_floats`)."""
+    """A layer with integer weights writes integers; not asked of files of targets that leave sums in float.
+
+    Those are written for another runtime than an ONNX one (`placement.rules.Target.rounds_floats`).
+    """
     for node in graph:
         if node.op_type not in _LAYERS or stored_weight(node) is None:
             continue

@@ -1,8 +1,8 @@
 """Which tensors a runtime rounds that computes in float between its integer kernels, and rounds in front of those only.
 
 Such a runtime (Paddle Inference with oneDNN) dequantizes for a float kernel and quantizes again for the next integer
-kernel. What a float kernel makes and only float kernels read is rounded nowhere; what one makes and both read is rounded
-for the integer kernels alone. A layer with weights leaves its sums in float where nobody reads integers.
+kernel. What a float kernel makes and only float kernels read is rounded nowhere; what one makes and both read is
+rounded for the integer kernels alone. A layer with weights leaves its sums in float where nobody reads integers.
 """
 
 from __future__ import annotations

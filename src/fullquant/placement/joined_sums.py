@@ -1,7 +1,7 @@
 """Which sums Paddle's oneDNN passes compute inside the convolution in front of them.
 
-The pass conv_elementwise_add_onednn_fuse_pass (Paddle 45f651a798, paddle/fluid/framework/ir/onednn) takes a sum of equal
-shapes into a convolution whose output nobody else reads:
+The pass conv_elementwise_add_onednn_fuse_pass (Paddle 45f651a798, paddle/fluid/framework/ir/onednn) takes a sum of
+equal shapes into a convolution whose output nobody else reads:
 
 - of two convolutions into the one that comes later: into y where the input of x leads to y, else into x where the
   input of y leads to x;

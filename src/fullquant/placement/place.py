@@ -4,8 +4,8 @@ Rules, in this order (design.md, section 4):
  1. Operators that only move data share one scale between input and output; so does Concat, over all its inputs.
  2. A ReLU or Clip whose input nobody else reads is fused into the operator in front: one rounding, after the clamp.
  3. So is a function that the target's layers compute on their accumulators (`fused_functions`).
- 4. Every other float tensor between the input and the output has a scale of its own; on a target that rounds in front of
-    its integer kernels only (`rounds_floats`), those that such a kernel reads or makes.
+ 4. Every other float tensor between the input and the output has a scale of its own; on a target that rounds in front
+    of its integer kernels only (`rounds_floats`), those that such a kernel reads or makes.
  5. Weights: int8, per output channel where the target's table has that; biases: int32 at scale_x * scale_w.
 
 What differs between targets is in their tables (`tables`): roles, kernels, grids, granularity.

@@ -1,11 +1,11 @@
 """The same integer model in operators that Paddle's oneDNN passes compute as it is written.
 
-Two operators get scales of their own there, whatever the file says (Paddle 37f8a1cd3b, paddle/fluid/framework/ir/onednn/
-compute_propagate_scales_onednn_pass.cc):
+Two operators get scales of their own there, whatever the file says (Paddle 37f8a1cd3b,
+paddle/fluid/framework/ir/onednn/compute_propagate_scales_onednn_pass.cc):
 
-- The weights of a matrix product get a scale for each run of K numbers in memory, taken for a column: of a matrix [K, N]
-  in rows these are other numbers. Weights are cut off, or become coarser. A convolution's scales are right, so a product
-  of a matrix is written as one with 1x1 pixels.
+- The weights of a matrix product get a scale for each run of K numbers in memory, taken for a column; of a matrix
+  [K, N] in rows these are other numbers. Weights are cut off, or become coarser. A convolution's scales are right, so
+  a product of a matrix is written as one with 1x1 pixels.
 - The output of a pool2d gets the scale of its input. The average over an image, whose range is a fraction of the
   image's, is a reduce_mean instead, which is computed in float and has the scale of the file.
 """
@@ -74,39 +74,33 @@ def _as_convolution(
     assert source is not None
     assert weight is not None
     assert array is not None
-    transposed = bool(attribute_int(node, "transB", 0))
-    rows = array if transposed else array.T
+    rows = array if attribute_int(node, "transB", 0) else array.T
+    images = None if source.shape is None else source.shape[0]
     axes = add_initializer(graph, f"{node.name}.axes", [2, 3])
     image = insert_before(node, "Unsqueeze", [source, axes], output=f"{source.name}.image")
-    image.type = source.type
-    sizes = [None, rows.shape[1], 1, 1] if source.shape is None else [source.shape[0], rows.shape[1], 1, 1]
-    image.shape = ir.Shape(sizes)
+    image.type, image.shape = source.type, ir.Shape([images, rows.shape[1], 1, 1])
+    reader = image.producer()
+    assert reader is not None
     kernel = add_initializer(graph, f"{weight.name}.kernel", rows[:, :, None, None])
-    sums = insert_before(node, "Conv", [image, kernel, *node.inputs[2:]], _KERNEL, output=f"{node.outputs[0].name}.sums")
-    sums.type, sums.shape = source.type, ir.Shape([sizes[0], len(rows), 1, 1])
-    named = str(node.name)
-    replace_node(node, "Flatten", [sums], {"axis": 1})
-    _place(decisions, scales, (value_name(source), value_name(image)), (value_name(weight), value_name(kernel)), named)
-    decisions[value_name(sums)] = Decision(
-        value_name(sums), "activation", None, "the sums of a product, rounded, if at all, behind the convolution"
+    name = f"{node.outputs[0].name}.sums"
+    sums = insert_before(node, "Conv", [image, kernel, *node.inputs[2:]], _KERNEL, output=name)
+    sums.type, sums.shape = source.type, ir.Shape([images, len(rows), 1, 1])
+    old, data = decisions[value_name(source)], value_name(image)
+    decisions[data] = replace(
+        old, tensor=data, shares=old.shares or old.tensor, fused=False, consumers=None, reason="the same numbers"
     )
-
-
-def _place(
-    decisions: dict[str, Decision], scales: dict[str, QParams], data: tuple[str, str], weights: tuple[str, str], name: str
-) -> None:  # fmt: skip
-    """Decisions and scales of the two new tensors, from those that they are made of."""
-    source, image = data
-    old = decisions[source]
-    owner = old.shares or source
-    decisions[image] = replace(old, tensor=image, shares=owner, fused=False, consumers=None, reason="the same numbers")
     if old.consumers is not None:  # the product is no longer among the readers, what makes its image is
-        decisions[source] = replace(old, consumers=old.consumers - {name} | {f"{name}_unsqueeze"})
-    before, after = weights
-    placed = decisions.pop(before)
+        decisions[old.tensor] = replace(old, consumers=old.consumers - {str(node.name)} | {str(reader.name)})
+    _move_weight(decisions, scales, value_name(weight), value_name(kernel))
+    why = "the sums of a product, rounded, if at all, behind the convolution"
+    decisions[value_name(sums)] = Decision(value_name(sums), "activation", None, why)
+    replace_node(node, "Flatten", [sums], {"axis": 1})
+
+
+def _move_weight(decisions: dict[str, Decision], scales: dict[str, QParams], weight: str, kernel: str) -> None:
+    """The decision and the scales of a weight, for the kernel [O, K, 1, 1] that is made of it."""
+    placed, params = decisions.pop(weight), scales.pop(weight)
     assert placed.spec is not None
-    axis = None if placed.spec.axis is None else 0
-    spec = replace(placed.spec, axis=axis)
-    decisions[after] = replace(placed, tensor=after, spec=spec)
-    params = scales.pop(before)
-    scales[after] = QParams(spec, params.scale, params.zero_point)
+    spec = replace(placed.spec, axis=None if placed.spec.axis is None else 0)
+    decisions[kernel] = replace(placed, tensor=kernel, spec=spec)
+    scales[kernel] = QParams(spec, params.scale, params.zero_point)

@@ -284,7 +284,7 @@ class Emitter:
         return self._rounded[name] if rounded else self._computed[name]
 
     def _is_read_as_float(self, value: ir.Value) -> bool:
-        """A constant that no layer reads, where the runtime takes the dequantize_linear away and then reads integers."""
+        """A constant that no layer reads, of a runtime that takes away its dequantize_linear and reads integers."""
         target = self._quantization.target
         readers = {use.node.op_type for use in value.uses()}
         return target is not None and target.requantizes_weights and not readers & set(LAYERS)

@@ -233,9 +233,10 @@ class Planner:
     def _addend(self, node: ir.Node, sums: str) -> Operand:
         """The other operand of a sum that a convolution computes."""
         for value in node.inputs:
-            if value is not None and value.name != sums and constant_value(value) is None:
-                if self.reads_integers(value_name(value), node):
-                    return Operand(value_name(value), self.grid(value_name(value)))
+            if value is None or value.name == sums or constant_value(value) is not None:
+                continue
+            if self.reads_integers(value_name(value), node):
+                return Operand(value_name(value), self.grid(value_name(value)))
         raise RefusalError("it adds a tensor inside the kernel that stays float")
 
     def _bias(self, node: ir.Node, added: FloatArray | None, operands: Sequence[Operand]) -> IntArray | None:
