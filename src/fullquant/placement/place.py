@@ -25,7 +25,7 @@ from fullquant.errors import PlacementError
 from fullquant.numerics.qparams import ACTIVATION_MANTISSAS, POWERS_OF_TWO, WEIGHT_MANTISSAS, QuantSpec
 from fullquant.placement.constants import ConstantPlacer, adds_bias
 from fullquant.placement.decision import Decision, Placement
-from fullquant.placement.float_tensors import Rounding
+from fullquant.placement.float_tensors import Rounding, has_integer_kernel
 from fullquant.placement.joined_sums import joined_sums
 from fullquant.placement.non_negative import non_negative_tensors
 from fullquant.placement.rules import Role, Target
@@ -101,6 +101,7 @@ class _Builder:
         self.parent: dict[str, str] = {}
         self.fused: dict[str, str] = {}  # tensor inside a fused kernel -> why
         self.sums: dict[str, ir.Node] = {}  # output of a layer -> the sum that it computes
+        self.free: set[str] = set()  # roots of the groups with a tensor of Target.free_results
         self.softmaxes: set[str] = set()  # roots of the groups with the output of a Softmax
         self.signed: set[str] = set()  # roots of the groups with a tensor that may be below 0
 
@@ -111,6 +112,7 @@ class _Builder:
         self._fuse_clamps()
         self._share_moves()
         self.softmaxes = {self._root(str(n.outputs[0].name)) for n in self.nodes if n.op_type == "Softmax"}
+        self.free = self._free_groups()
         self.signed = self._signed_groups()
         self.rounding = Rounding(self.target, lambda node: self._role(node) is not None, self.fused, self.sums)
         decisions: dict[str, Decision] = {}
@@ -271,7 +273,15 @@ class _Builder:
         grid = self.activation if self._root(name) in self.signed else self.non_negative
         if self.options.scale_grid == "short" and self._root(name) in self.softmaxes:
             return replace(grid, mantissas=POWERS_OF_TWO)
+        if self.options.scale_grid == "short" and self._root(name) in self.free:
+            return replace(grid, mantissas=())
         return grid
+
+    def _free_groups(self) -> set[str]:
+        """Roots of the groups with the result of one of the target's `free_results`, those inside a layer left out."""
+        inside = {id(node) for node in self.sums.values()}
+        nodes = [n for n in self.nodes if n.op_type in self.target.free_results and id(n) not in inside]
+        return {self._root(str(n.outputs[0].name)) for n in nodes if has_integer_kernel(n, self.target)}
 
     def _signed_groups(self) -> set[str]:
         """Roots of the groups with a tensor that a kernel rounds and that may be below 0."""

@@ -150,6 +150,7 @@ _PADDLE_INFERENCE = Target(
     fused_sums=True,
     rounds_floats=False,
     requantizes_weights=True,
+    free_results=frozenset({"Add", "Mul"}),
     clamps_by_clip=True,
     bias="int32",
     writes_paddle=True,
