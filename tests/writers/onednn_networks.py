@@ -56,6 +56,10 @@ BODIES: Mapping[str, Nodes] = {
         _conv("q", "b", "b"), ("HardSigmoid", ["b"], ["u"], {"alpha": 0.2}), ("Mul", ["s", "u"], ["m"], {}),
         _conv("m", "c", "o"),
     ],
+    "two kinds of readers": [
+        _conv("r", "a", "a"), ("HardSwish", ["a"], ["s"], {}), _conv("s", "b", "b"), ("Sub", ["s", "b"], ["t"], {}),
+        _conv("t", "c", "o"),
+    ],
     "swish": [
         _conv("r", "a", "a"), ("Sigmoid", ["a"], ["s"], {}), ("Mul", ["a", "s"], ["m"], {}), _conv("m", "b", "o"),
     ],

@@ -92,7 +92,7 @@ def test_the_comparison_sees_what_the_table_leaves_out(
     known = {one.name: one for one in tables.TABLES} | {table.name: table}
     monkeypatch.setattr(targets, "TARGETS", known)
     x = images()
-    made = placed(network("squeeze" if "fused_functions" in change else "residual"), x)
+    made = placed(network("two kinds of readers" if "fused_functions" in change else "residual"), x)
     assert distance(written(tmp_path, made), made, x) > 1e-3
 
 

@@ -64,8 +64,8 @@ class Target:
     fused_sums: whether a Conv takes the Add behind it into its kernel: the sum is computed on the accumulator.
     rounds_floats: whether what float kernels make and float kernels read is rounded in between.
     requantizes_weights: whether the runtime rounds weights again, to max|w| / 127 of each output channel.
-    free_results: operators whose output has any scale where others have short ones: the kernel multiplies by inverses of
-        scales, so that half-way values, which short scales have, go to one side.
+    free_results: operators whose output has any scale where others have short ones: the kernel multiplies by inverses
+        of scales, so that half-way values, which short scales have, go to one side.
     clamps_by_clip: whether ReLU and ReLU6 are written as Paddle's clip: the runtime gives a relu's output another grid.
     bias: how the bias of a layer is added. The placement puts it on the int32 grid in both cases.
     writes_paddle: whether the Paddle format can express the placement (it has no zero point).
