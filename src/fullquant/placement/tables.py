@@ -171,8 +171,8 @@ _PADDLE_INFERENCE = Target(
             "Paddle, paddle/fluid/framework/ir/onednn/params_quantization_onednn_pass.cc",
         ),
         Source(
-            "what float kernels make and read is rounded nowhere; a convolution takes the function behind it in, and the "
-            "sum of a residual block, unrounded; weights become integers again, with max|w| / 127 of each channel",
+            "what float kernels make and read is rounded nowhere; a convolution takes the function behind it in, and "
+            "the sum of a residual block, unrounded; weights become integers again, with max|w| / 127 of each channel",
             "Paddle 0ab6998c22, 45f651a798, paddle/fluid/framework/ir/onednn/conv_activation_onednn_fuse_pass.cc, "
             "conv_elementwise_add_onednn_fuse_pass.cc, compute_propagate_scales_onednn_pass.cc; tried, Paddle 3.3.1",
         ),
@@ -182,8 +182,8 @@ _PADDLE_INFERENCE = Target(
             "Paddle f546958786, paddle/fluid/framework/ir/onednn/compute_propagate_scales_onednn_pass.cc; tried",
         ),
         Source(
-            "int8 fc (scales of weights from the wrong numbers) and elementwise_sub do not compute what the file says: "
-            "the files have convolutions for products of matrices, float for differences and other products",
+            "int8 fc (scales of weights from the wrong numbers) and elementwise_sub do not compute what the file "
+            "says: the files have convolutions for products of matrices, float for differences and other products",
             "tried, Paddle 3.3.1; docs/decisions/0024-what-onednn-computes.md",
         ),
         Source(
