@@ -177,8 +177,8 @@ _PADDLE_INFERENCE = Target(
             "conv_elementwise_add_onednn_fuse_pass.cc, compute_propagate_scales_onednn_pass.cc; tried, Paddle 3.3.1",
         ),
         Source(
-            "the output of a relu gets 255 steps where the file says 127, that of clip 127; the output of a pool2d gets "
-            "the scale of its input: the files have clip, and reduce_mean for the average over an image",
+            "the output of a relu gets 255 steps where the file says 127, that of clip 127; the output of a pool2d "
+            "gets the scale of its input: the files have clip, and reduce_mean for the average over an image",
             "Paddle f546958786, paddle/fluid/framework/ir/onednn/compute_propagate_scales_onednn_pass.cc; tried",
         ),
         Source(
