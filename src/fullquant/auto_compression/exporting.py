@@ -12,6 +12,7 @@ from fullquant.formats.pir_json import is_pir_file
 from fullquant.lint import lint
 from fullquant.placement.target import find_target
 from fullquant.writers.lite_form import LITE_TARGETS, lite_form
+from fullquant.writers.onednn_form import onednn_form
 from fullquant.writers.onnx_qdq import write_onnx
 from fullquant.writers.program_desc import write_paddle
 
@@ -87,6 +88,7 @@ def export(
     program, params = folder / names[0], folder / names[1]
     if placement.target in LITE_TARGETS:
         model, placement, qparams = lite_form(model, placement, qparams)
+    model, placement, qparams = onednn_form(model, placement, qparams)
     json_path = program.with_suffix(".json") if onnx_format and params.stem == program.stem else None
     if json_path is None:
         _remove_program(program.with_suffix(".json"))

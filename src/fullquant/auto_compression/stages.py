@@ -15,6 +15,7 @@ import onnx_ir as ir
 from fullquant.auto_compression.loaders import TrainingData
 from fullquant.auto_compression.validation import Validation
 from fullquant.calibration.calibrator import raise_to_bias_floors
+from fullquant.calibration.full_range import fill_weights
 from fullquant.calibration.sums import agreeing_sums, settle_sums
 from fullquant.config import Config, QuantAware
 from fullquant.data.progress import ProgressBar
@@ -66,12 +67,13 @@ def finished(model: ir.Model, student: GraphModule) -> QuantizedModel:
     """Learned weights and scales as the writers want them; the student is set to exactly what is written.
 
     The scale of a sum that integer kernels would round otherwise is raised, and a weight scale below the floor that
-    keeps its bias inside int32.
+    keeps its bias inside int32; weight scales that the runtime would lower are lowered.
     """
     placement = student.placement
     assert placement is not None
     final = copied(model)
     student.store_weights(final)
+    fill_weights(student)
     settled = agreeing_sums(final, placement, student.current_qparams())
     qparams = raise_to_bias_floors(final, placement, settled)
     student.set_qparams(qparams)
@@ -144,7 +146,8 @@ def train(
             learn_scales=aware.learn_step_size or aware.use_pact, clip_decay=_PACT_DECAY if aware.use_pact else 0.0,
         ),
         checkpoint=plan.checkpoint, digest=plan.digest, progress=bar, resume=settings.resume,
-        world=plan.world, cache=_teacher_cache(config, plan), settle=lambda module: settle_sums(module, model),
+        world=plan.world, cache=_teacher_cache(config, plan),
+        settle=lambda module: settle_sums(module, model) + fill_weights(module),
     )  # fmt: skip
     with bar:
         try:

@@ -31,6 +31,7 @@ from fullquant.lint.onnx_graph import (
     same,
     stored_weight,
 )
+from fullquant.placement.target import TARGETS
 
 Rule = Callable[[ir.Graph], Iterator[Finding]]
 
@@ -53,7 +54,9 @@ def lint_onnx(source: str | Path | ir.Model) -> list[Finding]:
             source = ir.load(str(source))
         except Exception as error:
             raise ModelError(f"{source}: cannot be read as ONNX ({type(error).__name__}: {error})") from error
-    return list(dict.fromkeys(finding for rule in RULES.values() for finding in rule(source.graph)))
+    table = TARGETS.get(source.metadata_props.get("fullquant.target", ""))
+    rules = [rule for rule in RULES.values() if rule is not sums or table is None or table.rounds_floats]
+    return list(dict.fromkeys(finding for rule in rules for finding in rule(source.graph)))
 
 
 def scale_values(graph: ir.Graph) -> Iterator[Finding]:
@@ -104,13 +107,23 @@ def pairs(graph: ir.Graph) -> Iterator[Finding]:
 
 
 def layers(graph: ir.Graph) -> Iterator[Finding]:
-    """A layer with integer weights reads an integer activation and writes one; else it is computed in float."""
+    """A layer with integer weights reads an integer activation; else it is computed in float."""
     for node in graph:
         if node.op_type not in _LAYERS or stored_weight(node) is None:
             continue
         data = dequantizer_of(node.inputs[0])
         if data is None:
             yield _of("missing-scale", node.inputs[0], node, "data of a layer with integer weights without a scale")
+
+
+def sums(graph: ir.Graph) -> Iterator[Finding]:
+    """A layer with integer weights writes integers; not asked of files of targets that leave sums in float.
+
+    Those are written for another runtime than an ONNX one (`placement.rules.Target.rounds_floats`).
+    """
+    for node in graph:
+        if node.op_type not in _LAYERS or stored_weight(node) is None:
+            continue
         output = behind_bias(node).outputs[0]
         if not any(reaches_quantizer(user.node) for user in output.uses()) or output.is_graph_output():
             yield _of("missing-scale", output, node, "output of a layer with integer weights without a scale")
@@ -220,7 +233,7 @@ def _pads_floats(node: ir.Node) -> bool:
 
 RULES: Mapping[str, Rule] = {
     rule.__name__: rule
-    for rule in (scale_values, zero_points, pairs, layers, axes, operand_types, biases, same_scales, paddings)
+    for rule in (scale_values, zero_points, pairs, layers, sums, axes, operand_types, biases, same_scales, paddings)
 }
 
 

@@ -60,8 +60,21 @@ def _missing(fused: Fused, step: Step, what: str) -> Iterator[Finding]:
         if fused.is_float(name) and not _is_bias(fused, step, name):
             yield _at("missing-scale", name, step, f"input of {what} without a scale")
     for name in outputs:
-        if fused.is_float(name):
+        if fused.is_float(name) and not _is_read_in_float(fused, name):
             yield _at("missing-scale", name, step, f"output of {what} without a scale")
+
+
+def _is_read_in_float(fused: Fused, name: str) -> bool:
+    """Whether operators alone read the tensor that the file keeps in float (skip_quant, as PaddleSlim writes it).
+
+    Their layer leaves its sums in float; the bias that is added in between belongs to the layer.
+    """
+    readers = [step for step in fused.steps if name in step.reads()]
+    for step in readers:
+        biased = step.op.type == "elementwise_add" and any(_is_bias(fused, step, other) for other in step.reads())
+        if not step.op.attrs.get("skip_quant") and not (biased and _is_read_in_float(fused, step.writes()[0])):
+            return False
+    return bool(readers)
 
 
 def weights(fused: Fused) -> Iterator[Finding]:

@@ -77,12 +77,18 @@ class ConstantPlacer:
         if op in _FLOAT_CONSTANTS:
             _check_choice(node, value)
             return Decision(name, "weight", None, _FLOAT_CONSTANTS[op])
+        if op == "Add" and bias_of_add(node) is value and self._multiplies_in_float():
+            return Decision(name, "bias", None, f"bias of a product that {self.target.name} computes in float")
         if (op in ("Conv", "Gemm") and index == 2) or (op == "Add" and bias_of_add(node) is value):
             return Decision(name, "bias", INT32, f"bias of {op}: {_BIAS_REASONS[self.target.bias]}")
         if op in LAYERS:
             axis, how = self._granularity(node, index, value)
             return Decision(name, "weight", replace(self.weight, axis=axis), f"weight of {op}: int8, symmetric, {how}")
         return Decision(name, "weight", self.operand, f"constant operand of {op}: int8, symmetric, per tensor")
+
+    def _multiplies_in_float(self) -> bool:
+        """Whether products of tensors have no integer kernel, so that what they read need not have a scale."""
+        return not self.target.rounds_floats and self.target.kernel("MatMul") != "int8"
 
     def _granularity(self, node: ir.Node, index: int, value: ir.Value) -> tuple[int | None, str]:
         """The axis with a scale per index, None for one scale, and that in words."""

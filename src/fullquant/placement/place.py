@@ -4,7 +4,8 @@ Rules, in this order (design.md, section 4):
  1. Operators that only move data share one scale between input and output; so does Concat, over all its inputs.
  2. A ReLU or Clip whose input nobody else reads is fused into the operator in front: one rounding, after the clamp.
  3. So is a function that the target's layers compute on their accumulators (`fused_functions`).
- 4. Every other float tensor between the input and the output has a scale of its own.
+ 4. Every other float tensor between the input and the output has a scale of its own; on a target that rounds in front
+    of its integer kernels only (`rounds_floats`), those that such a kernel reads or makes.
  5. Weights: int8, per output channel where the target's table has that; biases: int32 at scale_x * scale_w.
 
 What differs between targets is in their tables (`tables`): roles, kernels, grids, granularity.
@@ -24,6 +25,8 @@ from fullquant.errors import PlacementError
 from fullquant.numerics.qparams import ACTIVATION_MANTISSAS, POWERS_OF_TWO, WEIGHT_MANTISSAS, QuantSpec
 from fullquant.placement.constants import ConstantPlacer, adds_bias
 from fullquant.placement.decision import Decision, Placement
+from fullquant.placement.float_tensors import Rounding, has_integer_kernel
+from fullquant.placement.joined_sums import joined_sums
 from fullquant.placement.non_negative import non_negative_tensors
 from fullquant.placement.rules import Role, Target
 from fullquant.placement.target import find_target
@@ -89,7 +92,7 @@ class _Builder:
         self.non_negative = replace(target.non_negative or target.activation, mantissas=mantissas)
         self.constants = ConstantPlacer(
             target, per_channel=options.per_channel, reduce_range=options.reduce_range,
-            mantissas=_WEIGHT_SCALES[options.scale_grid],
+            mantissas=() if target.requantizes_weights else _WEIGHT_SCALES[options.scale_grid],
         )  # fmt: skip
         self.nodes = list(graph)
         self.outputs = {str(v.name) for v in graph.outputs}
@@ -97,6 +100,8 @@ class _Builder:
         self.skipped |= options.skip_nodes
         self.parent: dict[str, str] = {}
         self.fused: dict[str, str] = {}  # tensor inside a fused kernel -> why
+        self.sums: dict[str, ir.Node] = {}  # output of a layer -> the sum that it computes
+        self.free: set[str] = set()  # roots of the groups with a tensor of Target.free_results
         self.softmaxes: set[str] = set()  # roots of the groups with the output of a Softmax
         self.signed: set[str] = set()  # roots of the groups with a tensor that may be below 0
 
@@ -107,7 +112,9 @@ class _Builder:
         self._fuse_clamps()
         self._share_moves()
         self.softmaxes = {self._root(str(n.outputs[0].name)) for n in self.nodes if n.op_type == "Softmax"}
+        self.free = self._free_groups()
         self.signed = self._signed_groups()
+        self.rounding = Rounding(self.target, lambda node: self._role(node) is not None, self.fused, self.sums)
         decisions: dict[str, Decision] = {}
         for value in self._activations():
             decision = self._activation(value)
@@ -182,6 +189,11 @@ class _Builder:
         return readers[0].node if len(readers) == 1 and str(value.name) not in self.outputs else None
 
     def _fuse_clamps(self) -> None:
+        if self.target.fused_sums:
+            self.sums = joined_sums(self.graph, lambda node: self._role(node) is not None)
+        for name, node in self.sums.items():
+            self.fused[name] = "the convolution computes the sum behind it: rounded once, after the sum"
+            self._join(name, str(node.outputs[0].name))
         for node in self.nodes:
             if self._role(node) == "compute" and node.op_type in self.target.fuses_activation:
                 self._fuse_bias(node)
@@ -195,11 +207,8 @@ class _Builder:
                     self._join(out, after)
 
     def _is_fused_function(self, layer: ir.Node, reader: ir.Node) -> bool:
-        return (
-            layer.op_type in ("Conv", "Gemm")
-            and reader.op_type in self.target.fused_functions
-            and self._role(reader) is not None
-        )
+        is_layer = layer.op_type in self.target.function_layers or any(layer is node for node in self.sums.values())
+        return is_layer and reader.op_type in self.target.fused_functions and self._role(reader) is not None
 
     def _fuse_bias(self, node: ir.Node) -> None:
         """MatMul + constant bias is one kernel: the product in front of the bias is not rounded."""
@@ -214,7 +223,7 @@ class _Builder:
         for node in self.nodes:
             role = self._role(node)
             clamp_alone = role == "clamp" and str(node.inputs[0].name) not in self.fused  # type: ignore[union-attr]
-            if role != "move" and not clamp_alone:
+            if role != "move" and not clamp_alone and node.op_type not in self.target.keeps_scale:
                 continue
             tensors = [v for v in (*node.inputs, *node.outputs) if v is not None and _is_activation(v) and _is_float(v)]
             for first, second in pairwise(tensors):
@@ -238,8 +247,13 @@ class _Builder:
         if readers and not live and name not in self.outputs:
             return Decision(name, "activation", None, "read only by operators that not_quant_pattern keeps float")
         consumers = live if len(live) < len({str(n.name) for n in readers}) else None
+        if not (self.target.rounds_floats or self.rounding.is_rounded(value)):
+            return Decision(name, "activation", None, f"made and read in float on {self.target.name}: nobody rounds it")
         if name in self.fused:
             return Decision(name, "activation", self._grid(name), self.fused[name], fused=True)
+        if not self.target.rounds_floats:
+            integer = self.rounding.readers(value)
+            consumers = integer if consumers is None or integer is None else consumers & integer
         if producer is None:
             reason = "the input image"
         elif name in self.outputs:
@@ -259,7 +273,15 @@ class _Builder:
         grid = self.activation if self._root(name) in self.signed else self.non_negative
         if self.options.scale_grid == "short" and self._root(name) in self.softmaxes:
             return replace(grid, mantissas=POWERS_OF_TWO)
+        if self.options.scale_grid == "short" and self._root(name) in self.free:
+            return replace(grid, mantissas=())
         return grid
+
+    def _free_groups(self) -> set[str]:
+        """Roots of the groups with the result of one of the target's `free_results`, those inside a layer left out."""
+        inside = {id(node) for node in self.sums.values()}
+        nodes = [n for n in self.nodes if n.op_type in self.target.free_results and id(n) not in inside]
+        return {self._root(str(n.outputs[0].name)) for n in nodes if has_integer_kernel(n, self.target)}
 
     def _signed_groups(self) -> set[str]:
         """Roots of the groups with a tensor that a kernel rounds and that may be below 0."""

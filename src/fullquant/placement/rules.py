@@ -58,7 +58,15 @@ class Target:
     non_negative: the grid of activations that cannot be below 0, such as a ReLU's; None: that of the others.
     rules: ONNX operator -> rule; an operator that is absent cannot be placed.
     fuses_activation: operators that take a following ReLU or Clip into their kernel: one rounding, after the clamp.
-    fused_functions: operators that Conv and Gemm take into their kernel as well, computed in float on the accumulator.
+    fused_functions: operators that Conv and Gemm take into their kernel as well, computed in float on the accumulator;
+        function_layers: the layers that do so.
+    keeps_scale: operators with a kernel of their own whose output has the scale of their input all the same.
+    fused_sums: whether a Conv takes the Add behind it into its kernel: the sum is computed on the accumulator.
+    rounds_floats: whether what float kernels make and float kernels read is rounded in between.
+    requantizes_weights: whether the runtime rounds weights again, to max|w| / 127 of each output channel.
+    free_results: operators whose output has any scale where others have short ones: the kernel multiplies by inverses
+        of scales, so that half-way values, which short scales have, go to one side.
+    clamps_by_clip: whether ReLU and ReLU6 are written as Paddle's clip: the runtime gives a relu's output another grid.
     bias: how the bias of a layer is added. The placement puts it on the int32 grid in both cases.
     writes_paddle: whether the Paddle format can express the placement (it has no zero point).
     onnx_layout: the form of the ONNX file.
@@ -77,6 +85,13 @@ class Target:
     sources: tuple[Source, ...]
     non_negative: QuantSpec | None = None
     fused_functions: frozenset[str] = frozenset()
+    function_layers: frozenset[str] = frozenset({"Conv", "Gemm"})
+    keeps_scale: frozenset[str] = frozenset()
+    fused_sums: bool = False
+    rounds_floats: bool = True
+    requantizes_weights: bool = False
+    free_results: frozenset[str] = frozenset()
+    clamps_by_clip: bool = False
 
     def __post_init__(self) -> None:
         if any(

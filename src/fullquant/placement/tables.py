@@ -138,12 +138,20 @@ _PADDLE_INFERENCE = Target(
     rules=rules_of(
         _ROLES,
         frozenset({
-            "Conv", "Gemm", "MatMul", "Add", "Sub", "Mul", "AveragePool", "GlobalAveragePool", "MaxPool",
-            "GlobalMaxPool", "Concat", "Resize", "Reshape", "Transpose", "Slice", "Split", "Relu", "Clip",
+            "Conv", "Gemm", "Add", "Mul", "AveragePool", "MaxPool", "GlobalMaxPool", "Concat", "Resize",
+            "Reshape", "Transpose", "Slice", "Split", "Relu", "Clip",
         }),
         _PER_CHANNEL,
     ),
     fuses_activation=_FUSES,
+    fused_functions=frozenset({"HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Gelu", "LeakyRelu", "Abs"}),
+    function_layers=frozenset({"Conv"}),
+    keeps_scale=frozenset({"AveragePool"}),
+    fused_sums=True,
+    rounds_floats=False,
+    requantizes_weights=True,
+    free_results=frozenset({"Add", "Mul"}),
+    clamps_by_clip=True,
     bias="int32",
     writes_paddle=True,
     onnx_layout="onnxruntime",
@@ -162,13 +170,26 @@ _PADDLE_INFERENCE = Target(
             "the bias of an int8 convolution is rounded to int32",
             "Paddle, paddle/fluid/framework/ir/onednn/params_quantization_onednn_pass.cc",
         ),
-        Source("pooling with different scales at input and output is right in oneDNN's int8", "tried, Paddle 3.3.1"),
         Source(
-            "oneDNN's passes give the output of a ReLU 255 steps from 0 to its scale, where the file says 127, and do "
-            "not round a convolution in front of the sum that it computes together with it: its outputs are finer "
-            "than the simulation's",
-            "Paddle f546958786, paddle/fluid/framework/ir/onednn/compute_propagate_scales_onednn_pass.cc; tried, "
-            "Paddle 3.3.1: of the first ReLU of ResNet-20 13% of the elements differ, with clip in its place 0.08%",
+            "what float kernels make and read is rounded nowhere; a convolution takes the function behind it in, and "
+            "the sum of a residual block, unrounded; weights become integers again, with max|w| / 127 of each channel",
+            "Paddle 0ab6998c22, 45f651a798, paddle/fluid/framework/ir/onednn/conv_activation_onednn_fuse_pass.cc, "
+            "conv_elementwise_add_onednn_fuse_pass.cc, compute_propagate_scales_onednn_pass.cc; tried, Paddle 3.3.1",
+        ),
+        Source(
+            "the output of a relu gets 255 steps where the file says 127, that of clip 127; the output of a pool2d "
+            "gets the scale of its input: the files have clip, and reduce_mean for the average over an image",
+            "Paddle f546958786, paddle/fluid/framework/ir/onednn/compute_propagate_scales_onednn_pass.cc; tried",
+        ),
+        Source(
+            "int8 fc (scales of weights from the wrong numbers) and elementwise_sub do not compute what the file "
+            "says: the files have convolutions for products of matrices, float for differences and other products",
+            "tried, Paddle 3.3.1; docs/decisions/0024-what-onednn-computes.md",
+        ),
+        Source(
+            "additions and products of two tensors multiply by inverses of scales: half-way values of short scales go "
+            "to one side, and free scales have none",
+            "tried, Paddle 3.3.1",
         ),
     ),
 )  # fmt: skip

@@ -145,19 +145,20 @@ class Bisection:
     def _see(self, tensors: Sequence[str]) -> bool:
         """Looks at tensors at once; True if that left the model's output as it is."""
         names = [self._place(tensor) for tensor in tensors]
-        if tensors == [self.simulation.tensors[-1]]:
+        output = self.simulation.module.output_name  # a tensor too, unless the model's output stays float
+        if tensors == [output]:
             self.found[tensors[0]] = self._as_integers(tensors[0], self.output)
             return True
-        wanted = names[:-1] if names[-1] == self._place(self.simulation.tensors[-1]) else names
+        wanted = names[:-1] if tensors[-1] == output else names
         seen = False
         try:
             with probed(self.files, wanted, self.engine, optimize=self.optimize, threads=1) as session:
-                output, values = observe(session, self.images, wanted)
-                seen = bool(np.array_equal(output, self.output, equal_nan=True))
+                outputs, values = observe(session, self.images, wanted)
+                seen = bool(np.array_equal(outputs, self.output, equal_nan=True))
         except EngineError:
             pass
         if seen:
-            values[names[-1]] = values.get(names[-1], output)
+            values = {names[-1]: outputs, **values}
             self.found |= {t: self._as_integers(t, values[n]) for t, n in zip(tensors, names, strict=True)}
         elif len(tensors) == 1:
             self.found[tensors[0]] = None

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from fullquant.errors import ExportError
 from fullquant.numerics import affine
 from fullquant.numerics.qparams import QParams
+from fullquant.placement.rules import LAYERS
 from fullquant.writers.paddle_builder import Array, Attribute, Names, ProgramBuilder
 from fullquant.writers.paddle_quantization import Quantization, absmax
 
@@ -75,6 +76,17 @@ class Emitter:
         attribute = self.node.attributes.get(name)
         return list(default if attribute is None else attribute.as_ints())
 
+    @property
+    def clamps_by_clip(self) -> bool:
+        """Whether ReLU and ReLU6 are written as clip, see placement.rules.Target."""
+        target = self._quantization.target
+        return target is not None and target.clamps_by_clip
+
+    @property
+    def products_in_float(self) -> bool:
+        """Whether the current node is a product that the runtime is to compute in float."""
+        return self._quantization.is_kept_float(self.node)
+
     # --- inputs ----------------------------------------------------------------------------------------------------
 
     def value(self, index: int) -> ir.Value | None:
@@ -132,6 +144,27 @@ class Emitter:
         array = self.constant(index)
         return None if array is None else [int(item) for item in array.reshape(-1)]
 
+    def without_scale(self, index: int) -> str:
+        """`read`, or a copy of it that has no scale: for an operator that the runtime is to compute in float."""
+        source, value = self.read(index), self.required(index)
+        if not self._quantization.is_kept_float(self.node) or str(value.name) not in self._rounded:
+            return source
+        copy = self.temporary(f"operand{index}", dims_of(value))
+        self.builder.add_operator("assign", {"X": [source]}, {"Out": [copy]}, {})
+        return copy
+
+    def transposed_weight(self, index: int) -> str | None:
+        """A placed constant [K, N] as int8 [N, K] behind a dequantize_linear; None for anything else."""
+        value = self.required(index)
+        qparams = None if value.const_value is None else self._quantization.weight(str(value.name))
+        if value.const_value is None or qparams is None or len(value.const_value.shape) != 2:
+            return None
+        name = self.builder.unique_name(f"{value.name}.transposed")
+        array = affine.quantize(np.asarray(value.const_value.numpy()), qparams).astype(np.int8).T
+        self.builder.add_parameter(name, np.ascontiguousarray(array))
+        axis = None if qparams.spec.axis is None else 1 - qparams.spec.axis % 2
+        return self._dequantized(name, array.shape, absmax(qparams).reshape(-1), axis)
+
     # --- outputs and operators -------------------------------------------------------------------------------------
 
     def output(self, index: int = 0) -> str:
@@ -153,10 +186,13 @@ class Emitter:
         bias, a `fused` tensor and its ReLU): where it is missing on one of them, that one falls back to float.
         It holds for all outputs of an operator, so beside an output XShape, which is no real tensor, the name that
         means `Out` alone stands in its place.
+        skip_quant, as PaddleSlim has it: oneDNN's passes leave the operator in float.
         """
         threshold = self._quantization.threshold(str(self.node.outputs[0].name))
         if threshold is not None:
             attributes["Out0_threshold" if "XShape" in outputs else "out_threshold"] = threshold
+        if self._quantization.is_kept_float(self.node):
+            attributes["skip_quant"] = 1
         self.builder.add_operator(kind, inputs, outputs, attributes)
 
     def product(self, kind: str, parameters: tuple[str, str, str], target: str, **attributes: Attribute) -> None:
@@ -235,6 +271,8 @@ class Emitter:
             if self._quantization.is_bias(name):
                 return self.parameter(name, self._bias_of_product(value, array))
             qparams = self._quantization.weight(name)
+            if qparams is not None and self._is_read_as_float(value):
+                array, qparams = affine.fake_quantize(array, qparams), None
             if qparams is not None:
                 array = affine.quantize(array, qparams).astype(np.int8)
             self._computed[name] = self.builder.add_parameter(name, array)
@@ -244,6 +282,12 @@ class Emitter:
         if name in self._rounded and not rounded:
             raise self.refuse(f"reads {name!r} as float while others read it as int8", "give it a copy of the constant")
         return self._rounded[name] if rounded else self._computed[name]
+
+    def _is_read_as_float(self, value: ir.Value) -> bool:
+        """A constant that no layer reads, of a runtime that takes away its dequantize_linear and reads integers."""
+        target = self._quantization.target
+        readers = {use.node.op_type for use in value.uses()}
+        return target is not None and target.requantizes_weights and not readers & set(LAYERS)
 
     def _bias_of_product(self, value: ir.Value, array: Array) -> Array:
         """Content of a bias that an Add node puts on a matrix product, as integer kernels use it."""
@@ -255,13 +299,16 @@ class Emitter:
         return self._quantization.bias(str(value.name), np.asarray(array, dtype=np.float32), activation, weights)
 
     def _dequantize_constant(self, name: str, shape: Sequence[int], qparams: QParams) -> None:
-        axis = qparams.spec.axis
-        scale = self.builder.add_parameter(self.builder.unique_name(f"{name}@scale"), absmax(qparams).reshape(-1))
+        self._rounded[name] = self._dequantized(name, shape, absmax(qparams).reshape(-1), qparams.spec.axis)
+
+    def _dequantized(self, name: str, shape: Sequence[int], peaks: Array, axis: int | None) -> str:
+        """The variable behind the dequantize_linear of an int8 parameter; peaks: its abs-max, one or along the axis."""
+        scale = self.builder.add_parameter(self.builder.unique_name(f"{name}@scale"), peaks)
         target = self.builder.unique_name(f"{name}.quantized.dequantized")
         self.builder.declare(target, np.dtype(np.float32), shape or [1])
         attributes = _rounding_attributes(8, -1 if axis is None else axis % len(shape))
         self._add_linear("dequantize_linear", name, scale, target, attributes)
-        self._rounded[name] = target
+        return target
 
     def _add_linear(self, kind: str, source: str, scale: str, target: str, attributes: Mapping[str, Attribute]) -> None:
         """Adds quantize_linear or dequantize_linear. Each has a ZeroPoint of its own, int32 zeros, one per scale."""

@@ -78,8 +78,18 @@ def linear(emit: Emitter) -> None:
 
 
 def matrix_product(emit: Emitter) -> None:
-    """MatMul -> matmul_v2; both follow numpy.matmul."""
-    _matmul(emit, emit.output(), False)
+    """MatMul -> matmul_v2; both follow numpy.matmul.
+
+    Paddle's oneDNN passes compute both forms wrongly with integers (decision 0024). A transposed weight and operands
+    without scales keep them from it.
+    """
+    if not emit.products_in_float:
+        _matmul(emit, emit.output(), False)
+        return
+    weight = emit.transposed_weight(1)
+    second = emit.without_scale(1) if weight is None else weight
+    inputs = {"X": [emit.without_scale(0)], "Y": [second]}
+    emit.op("matmul_v2", inputs, {"Out": [emit.output()]}, trans_x=False, trans_y=weight is not None)
 
 
 def _matmul(emit: Emitter, target: str, transposed: bool) -> None:

@@ -45,15 +45,24 @@ def elementwise(kind: str, *, commutative: bool = False) -> Rule:
     return rule
 
 
+def relu(emit: Emitter) -> None:
+    """Relu -> relu, or clip for a runtime that gives a relu's output another grid than the file's."""
+    if emit.clamps_by_clip:
+        emit.op("clip", {"X": [emit.read(0)]}, {"Out": [emit.output()]}, min=0.0, max=_FLOAT32_MAX)
+    else:
+        emit.op("relu", {"X": [emit.read(0)]}, {"Out": [emit.output()]})
+
+
 def clip(emit: Emitter) -> None:
     """Clip -> relu6, relu or clip, by its bounds."""
     low, high = (emit.constant(index) for index in (1, 2))
     minimum = -_FLOAT32_MAX if low is None else float(low.reshape(-1)[0])
     maximum = _FLOAT32_MAX if high is None else float(high.reshape(-1)[0])
     inputs, outputs = {"X": [emit.read(0)]}, {"Out": [emit.output()]}
-    if (minimum, maximum) == (0.0, 6.0):
+    plain = not emit.clamps_by_clip
+    if plain and (minimum, maximum) == (0.0, 6.0):
         emit.op("relu6", inputs, outputs, threshold=6.0)
-    elif minimum == 0.0 and maximum >= _FLOAT32_MAX:
+    elif plain and minimum == 0.0 and maximum >= _FLOAT32_MAX:
         emit.op("relu", inputs, outputs)
     else:
         bounds = [max(-_FLOAT32_MAX, min(_FLOAT32_MAX, bound)) for bound in (minimum, maximum)]
@@ -133,7 +142,7 @@ RULES: Mapping[str, Rule] = {
     "Not": more.logical("logical_not"),
     "Where": more.where,
     # activations
-    "Relu": unary("relu"),
+    "Relu": relu,
     "Clip": clip,
     "LeakyRelu": unary("leaky_relu", ("alpha", "alpha", 0.01)),
     "Elu": unary("elu", ("alpha", "alpha", 1.0)),

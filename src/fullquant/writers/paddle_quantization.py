@@ -13,11 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import onnx_ir as ir
 
 from fullquant.errors import ExportError
 from fullquant.numerics import affine
 from fullquant.numerics.qparams import FloatArray, QParams, QuantSpec, paddle_from_scale, symmetric
 from fullquant.placement.decision import Decision, Placement
+from fullquant.placement.float_tensors import has_integer_kernel
+from fullquant.placement.target import Target, find_target
 
 
 class Quantization:
@@ -26,6 +29,8 @@ class Quantization:
     def __init__(self, placement: Placement | None, qparams: Mapping[str, QParams]) -> None:
         self._placement = placement
         self._qparams = qparams
+        #: Whose table the placement is made by; None for a float file.
+        self.target: Target | None = None if placement is None else find_target(placement.target)
 
     def _decision(self, tensor: str) -> Decision | None:
         decision = None if self._placement is None else self._placement.get(tensor)
@@ -75,6 +80,11 @@ class Quantization:
         if decision is None:
             return False
         return decision.consumers is None or (node is not None and node in decision.consumers)
+
+    def is_kept_float(self, node: ir.Node) -> bool:
+        """Whether the file must tell the runtime to compute the operator in float, between its integer kernels."""
+        table = self.target
+        return table is not None and not table.rounds_floats and not has_integer_kernel(node, table)
 
     def threshold(self, tensor: str) -> float | None:
         """abs-max of a tensor that everyone reads rounded, for the attribute `out_threshold` of its operator.

@@ -20,7 +20,8 @@ TARGET = "fullquant.target"
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _FUSES = frozenset({"Conv", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div"})
 _CLAMPS = ("Relu", "Clip")
-_FUSED_FUNCTIONS = ("HardSwish",)  # behind Conv and Gemm; targets' tables name them (placement.rules.fused_functions)
+# Behind Conv and Gemm; targets' tables name them (placement.rules.fused_functions).
+_FUSED_FUNCTIONS = ("HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Gelu", "LeakyRelu", "Abs")
 _MOVES = frozenset({
     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "MaxPool", "GlobalMaxPool", "ReduceMax",
     "Identity", "Split", "Gather", "Expand", "Tile", "Concat", "DepthToSpace", *_CLAMPS,
@@ -69,28 +70,51 @@ def _activation(
         reason = "the file rounds it" if owner == name else f"only moves the values of {owner!r} and keeps their scale"
         shares = None if owner == name else owner
         return Decision(name, "activation", grids[name].spec, reason, shares=shares, consumers=read.consumers)
-    reader = _fused_reader(value)
-    after = "" if reader is None else value_name(reader.outputs[0])
+    reader = _fused_reader(value, grids)
+    after = "" if reader is None else _end_of_kernel(reader, grids)
     if producer is not None and reader is not None and after in grids and producer.op_type in _FUSES:
         reason = f"{producer.op_type} and {reader.op_type} are one kernel: the file rounds once, after the second"
         return Decision(name, "activation", grids[after].spec, reason, shares=owners[after], fused=True)
     return Decision(name, "activation", None, "float in the file")
 
 
-def _fused_reader(value: ir.Value) -> ir.Node | None:
-    """The clamp, the function of a layer, or the addition of a constant vector to a product, that alone reads it."""
+def _end_of_kernel(reader: ir.Node, grids: Mapping[str, QParams]) -> str:
+    """The first rounded tensor behind a sum that a convolution computes, else the reader's own output."""
+    name = value_name(reader.outputs[0])
+    following = _fused_reader(reader.outputs[0], grids) if reader.op_type == "Add" and name not in grids else None
+    return name if following is None else value_name(following.outputs[0])
+
+
+def _fused_reader(value: ir.Value, grids: Mapping[str, QParams]) -> ir.Node | None:
+    """What alone reads it, in one kernel: a clamp, the function of a layer, the addition of a constant vector to a
+    product, or of a rounded tensor to a convolution."""
     uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return None
     node, producer = uses[0].node, value.producer()
     if node.op_type in _CLAMPS:
         return node
-    if node.op_type in _FUSED_FUNCTIONS and producer is not None and producer.op_type in ("Conv", "Gemm"):
-        return node
+    layer = ("Conv", "Gemm", "Add")  # an Add: what is left of a convolution with a sum
+    if node.op_type in _FUSED_FUNCTIONS and producer is not None and producer.op_type in layer:
+        return node if producer.op_type != "Add" or _adds_to_convolution(producer, grids) else None
+    if node.op_type == "Add" and producer is not None and producer.op_type == "Conv":
+        return node if _adds_to_convolution(node, grids) else None
     is_product = producer is not None and producer.op_type == "MatMul"
     other = input_at(node, 1 - uses[0].idx) if node.op_type == "Add" else None
     array = constant_value(other)
     return node if is_product and array is not None and array.ndim == 1 else None
+
+
+def _adds_to_convolution(node: ir.Node, grids: Mapping[str, QParams]) -> bool:
+    """Whether one operand is the output of a convolution that nothing rounds, the other a rounded tensor."""
+    for value, other in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+        producer = None if value is None else value.producer()
+        if value is None or other is None or producer is None or producer.op_type != "Conv":
+            continue
+        alone = len(list(value.uses())) == 1 and not value.is_graph_output()
+        if alone and value.name not in grids and other.name in grids:
+            return True
+    return False
 
 
 def _owners(graph: ir.Graph, activations: Mapping[str, ReadActivation], grids: Mapping[str, QParams]) -> dict[str, str]:

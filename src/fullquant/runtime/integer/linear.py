@@ -65,9 +65,10 @@ class _Requantizer:
             factor = fixed_point(self.scale / float(job.out.scale))
             self.factor = FixedPoint(np.array(factor.multiplier), np.array(factor.shift), factor.exact)
 
-    def __call__(self, sums: Array) -> Array:
-        if self.factor is None or self.job.function is not None or self.job.rounding != "nearest_even":
-            return self._any(sums)
+    def __call__(self, sums: Array, addend: FloatArray | None = None) -> Array:
+        """addend: what is added to the sums, real numbers (R, O)."""
+        if self.factor is None or self._ends_in_float or self.job.rounding != "nearest_even":
+            return self._any(sums, addend)
         out = np.empty(sums.shape, dtype=storage(self.job.grid))
         factor = self.factor
         broken, beyond = requantize_rows(
@@ -77,17 +78,23 @@ class _Requantizer:
         self._check(broken, beyond)
         return out
 
-    def _any(self, sums: Array) -> Array:
+    @property
+    def _ends_in_float(self) -> bool:
+        return self.job.function is not None or self.job.addend is not None
+
+    def _any(self, sums: Array, addend: FloatArray | None) -> Array:
         total = sums.astype(np.int64)
         broken = 0 if sums.dtype == np.int64 else int(np.count_nonzero(total != sums))
         total = total + self.bias
         self._check(broken, overflow(total))
-        if self.factor is None or self.job.function is not None:
-            return self._in_float(np.asarray((total * self.scale).astype(np.float32)))
+        if self.factor is None or self._ends_in_float:
+            real = total * self.scale if addend is None else total * self.scale + addend
+            return self._in_float(np.asarray(real.astype(np.float32)))
         return self.job.finish(requantize(total, self.factor, self.job.rounding))
 
     def _in_float(self, real: FloatArray) -> Array:
-        """What is computed on the real sums: a function, or nothing, and the clamp; rounded where there is a grid."""
+        """What is computed on the real sums, an addend among them: a function, or nothing, and the clamp; rounded where
+        there is a grid."""
         if self.job.function is not None:
             real = self.job.function(torch.from_numpy(real)).numpy()
         real = np.clip(real, *np.asarray(self.job.bounds, np.float32))
@@ -140,7 +147,8 @@ def convolution(job: Job) -> Kernel:
         else:
             sums = _add([operation(data[:, piece], w) for piece, w in zip(pieces, weights, strict=True)])
         rows = sums.permute(0, 2, 3, 1).contiguous()
-        result = requantizer(rows.numpy().reshape(-1, rows.shape[3]))
+        addend = None if job.addend is None else tensors[-1].real().transpose(0, 2, 3, 1).reshape(-1, rows.shape[3])
+        result = requantizer(rows.numpy().reshape(-1, rows.shape[3]), addend)
         return result.reshape(rows.shape).transpose(0, 3, 1, 2)
 
     return kernel

@@ -78,8 +78,18 @@ class Planner:
     def steps(self) -> list[Step]:
         """One step for each node that no other step contains."""
         found = []
+        waiting: dict[str, ir.Node] = {}  # sum -> the convolution that computes it, once both operands are there
         for node in self.graph:
-            if str(node.name) not in self._taken:
+            name = str(node.name)
+            if name in self._taken:
+                continue
+            later = self._sum_of(node)
+            if later is not None:
+                waiting[str(later.name)] = node
+                continue
+            if name in waiting:
+                found.append(self._step(waiting.pop(name)))
+            if name not in self._taken:
                 found.append(self._step(node))
         seen = {str(value.name) for value in self.graph.outputs}
         for step in reversed(found):
@@ -121,13 +131,14 @@ class Planner:
         reads, operands, extra = self._operands(node)
         if not reads:
             raise RefusalError("it reads constants only")
-        last, bounds, bias, function = self._fused(node)
+        last, bounds, bias, function, addend = self._fused(node)
+        reads += [] if addend is None else [Read(addend.name, True)]
         outputs = [value_name(v) for v in last.outputs if v.name]
         out = self._out(node, outputs)
         low, high = (0, 0) if out is None else (int(q) for q in affine.quantize(np.asarray(bounds, np.float32), out))
         bias_integers = self._bias(node, bias, operands)
         operation = None if function is None else build_operation(function)
-        job = Job(node, operands, out, bounds, low, high, bias_integers, self.rounding, operation)
+        job = Job(node, operands, out, bounds, low, high, bias_integers, self.rounding, operation, addend)
         kernel: Kernel = move(job, extra) if node.op_type in MOVES else builder(job)
         for other in self._chain(node):
             self._taken.add(str(other.name))
@@ -136,7 +147,9 @@ class Planner:
             result = kernel([value for value in values if isinstance(value, IntegerTensor)])
             return result if isinstance(result, list | tuple) else [result]  # type: ignore[list-item]
 
-        why = "" if function is None else f"{function.op_type} is computed in float on its sums, as on the target"
+        named = ["Add"] * (addend is not None) + ([] if function is None else [function.op_type])
+        verb = "are" if len(named) > 1 else "is"
+        why = f"{' and '.join(named)} {verb} computed in float on its sums, as on the target" if named else ""
         return Step(node, reads, outputs, run, out is not None, why if out is not None else "its output stays float")
 
     def _operands(self, node: ir.Node) -> tuple[list[Read], list[Operand], list[torch.Tensor]]:
@@ -186,9 +199,17 @@ class Planner:
             found.append(node)
         return found
 
-    def _fused(self, node: ir.Node) -> tuple[ir.Node, tuple[float, float], FloatArray | None, ir.Node | None]:
-        """(the last node of the kernel, the bounds of its clamp, the constant added to a product, its function)."""
-        low, high, bias, function = -np.inf, np.inf, None, None
+    def _sum_of(self, node: ir.Node) -> ir.Node | None:
+        """The sum of two tensors that a convolution computes behind its own."""
+        chain = self._chain(node) if node.op_type == "Conv" else []
+        return chain[0] if chain and chain[0].op_type == "Add" else None
+
+    def _fused(
+        self, node: ir.Node
+    ) -> tuple[ir.Node, tuple[float, float], FloatArray | None, ir.Node | None, Operand | None]:
+        """(the last node of the kernel, the bounds of its clamp, the constant added to a product, its function, the
+        tensor that a convolution adds)."""
+        low, high, bias, function, addend = -np.inf, np.inf, None, None, None
         last = node
         for other in self._chain(node):
             bounds = clip_bounds(other)
@@ -200,12 +221,23 @@ class Planner:
                 bias = next((a for v in other.inputs if (a := constant_value(v)) is not None), None)
                 if bias is None:
                     raise RefusalError("it adds a tensor inside the kernel")
+            elif other.op_type == "Add" and node.op_type == "Conv" and last is node:
+                addend = self._addend(other, value_name(node.outputs[0]))
             elif node.op_type in LINEAR and other.op_type in ELEMENTWISE and len(other.inputs) == 1:
                 function = other
             else:
                 raise RefusalError(f"{other.op_type} is fused behind it, which has no integer form there")
             last = other
-        return last, (low, high), bias, function
+        return last, (low, high), bias, function, addend
+
+    def _addend(self, node: ir.Node, sums: str) -> Operand:
+        """The other operand of a sum that a convolution computes."""
+        for value in node.inputs:
+            if value is None or value.name == sums or constant_value(value) is not None:
+                continue
+            if self.reads_integers(value_name(value), node):
+                return Operand(value_name(value), self.grid(value_name(value)))
+        raise RefusalError("it adds a tensor inside the kernel that stays float")
 
     def _bias(self, node: ir.Node, added: FloatArray | None, operands: Sequence[Operand]) -> IntArray | None:
         """round(b / (s_x s_w)) of a layer, (O,), checked against 32 bits."""

@@ -87,6 +87,7 @@ class Job:
     operands: the inputs that take part in the arithmetic, in order. out: the grid of the result, None where a layer's
     result stays float. bounds: of the fused clamp, real. low, high: the integers that the clamp and the grid leave.
     bias: int32 integers, (O,). function: what a target's layer computes in float on its sums, before it rounds.
+    addend: the tensor that a convolution adds to its sums, in float as well; its kernel gets it last.
     """
 
     node: ir.Node
@@ -98,6 +99,7 @@ class Job:
     bias: IntArray | None
     rounding: Rounding
     function: Operation | None = None
+    addend: Operand | None = None
 
     @property
     def grid(self) -> QParams:
