@@ -88,7 +88,9 @@ class _Calibration:
 
     def __post_init__(self) -> None:
         height, width = self.batches[0].shape[2:]
-        count = max(_FEWEST, min(_MOST, _PIXELS // (height * width)))
+        count, total = max(_FEWEST, min(_MOST, _PIXELS // (height * width))), sum(map(len, self.batches))
+        if total >= 2 * _FEWEST:
+            count = min(count, total // 2)
         self.some = spread(self.batches, count)
         self.observers, outputs = self._look()
         judged, self.logits = spread(self.batches, count, others=True), _logits(self.model)
