@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullquant.auto_compression.calibrate import _clearly_less, calibrated, spread
+from fullquant.auto_compression.calibrate import _clearly_less, _logits, calibrated, spread
 from fullquant.config.quantization import ObserverSettings
 from fullquant.placement.place import PlacementOptions, place
 from fullquant.runtime.executor import GraphModule
@@ -33,6 +33,29 @@ def test_images_are_spread_over_all_batches(sizes: list[int], count: int) -> Non
     for batch in found:
         assert batch[0] <= chosen[min(7, len(chosen) - 1)]
         assert batch[-1] >= chosen[-min(8, len(chosen))]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 30))
+def test_candidates_are_compared_on_images_that_they_were_not_fitted_to(sizes: list[int], count: int) -> None:
+    numbers = np.arange(sum(sizes), dtype=np.float32)
+    batches = np.split(numbers, np.cumsum(sizes)[:-1])
+    fitted, judged = (np.concatenate(spread(batches, count, others=others)) for others in (False, True))
+    assert len(judged) == len(set(judged)) == len(fitted)
+    if len(numbers) >= 2 * count:
+        assert not set(fitted) & set(judged)
+
+
+def test_a_model_that_ends_in_a_softmax_is_compared_by_its_logits() -> None:
+    """Int8 probabilities of a model that is always sure are 0 and 1, however far the logits are off."""
+    model = small_classifier()
+    softmax = model.graph.outputs[0].producer()
+    assert softmax is not None
+    assert softmax.op_type == "Softmax"
+    source = softmax.inputs[0]
+    assert source is not None
+    assert _logits(model) == source.name
+    model.graph.outputs[0] = source
+    assert _logits(model) is None
 
 
 def _log_of(caplog: pytest.LogCaptureFixture, settings: ObserverSettings, *, correct: bool) -> list[str]:

@@ -34,6 +34,7 @@ from fullquant.errors import ConfigError
         (Global, {"img_size": -1}, "Global.img_size"),
         (Global, {"resize_size": "big"}, "Global.resize_size: 'big' is not an integer or a list of 2, each an integer"),
         (Global, {"mean": [0.5, 0.5]}, "Global.mean: [0.5, 0.5] must have 3 numbers"),
+        (Global, {"mean": [0.5, 0.5, 0.5], "channel_order": "grey"}, "must have 1 number, the images are grey"),
         (Global, {"std": [0, 1, 1]}, "Global.std: [0.0, 1.0, 1.0] must be > 0"),
         (Global, {"std": [float("nan"), 1, 1]}, "Global.std: nan is not a finite number"),
         (Global, {"scale": "1/0"}, "Global.scale: '1/0' is not a number"),
@@ -233,7 +234,14 @@ class TestQuantization:
     def test_algorithms(self, algo: str, observer: str) -> None:
         section = QuantPost.from_mapping({"algo": algo, "batch_size": 8, "batch_nums": 4, "hist_percent": 0.99})
         assert section.observer == ObserverSettings(observer, 32, 0.99, 0.9)  # type: ignore[arg-type]
-        assert QuantPost().observer.images is None
+        assert QuantPost().observer == ObserverSettings("auto", 512, 0.999, 0.9)
+
+    def test_a_correction_is_tried_where_it_is_judged(self) -> None:
+        """With an observer that is named, PaddleSlim's default: none."""
+        assert QuantPost().corrects
+        assert not QuantPost(algo="hist").corrects
+        assert QuantPost(algo="hist", bias_correction=True).corrects
+        assert not QuantPost(bias_correction=False).corrects
 
     def test_hardware(self) -> None:
         assert target_of_hardware(None) == "paddle_lite"
@@ -273,3 +281,13 @@ def test_conversion_of_unions_and_descriptions() -> None:
     assert convert("None", str | None, "x") is None
     assert describe(int | tuple[int, ...] | None) == "an integer or a list, each an integer or null"
     assert describe(Augment) == "a Augment mapping"
+
+
+def test_one_number_stands_for_all_channels() -> None:
+    section = Global.from_mapping({"mean": 127, "std": [128], "scale": 1})
+    assert section.per_channel("mean") == (127.0,) * 3
+    assert section.per_channel("std") == (128.0,) * 3
+    assert Global().per_channel("mean") == (0.485, 0.456, 0.406)
+    grey = Global.from_mapping({"channel_order": "grey"})
+    assert (grey.per_channel("mean"), grey.per_channel("std")) == ((0.449,), (0.226,))
+    assert Global.from_mapping({"channel_order": "grey", "mean": 0.5, "std": 0.5}).per_channel("std") == (0.5,)

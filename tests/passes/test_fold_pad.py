@@ -65,6 +65,29 @@ def test_into_pooling(front: str, pads: list[int], pooling: str, fill: float) ->
     assert "Pad" not in operators(model)
 
 
+@settings(max_examples=20, deadline=None)
+@given(pads=st.lists(st.integers(0, 3), min_size=4, max_size=4), kernel=st.integers(2, 3), stride=st.integers(1, 3))
+def test_a_repeated_border_into_max_pooling(pads: list[int], kernel: int, stride: int) -> None:
+    """PyTorch ports of TensorFlow's SAME have it: Pad(mode="edge") in front of a MaxPool."""
+    model = parse(
+        f'{HEADER} {{ a = Tanh(x)  p = Pad <mode = "edge"> (a, pads)  '
+        f"y = MaxPool <kernel_shape = [{kernel},{kernel}], strides = [{stride},{stride}]> (p) }}",
+        pads=np.int64([0, 0, *pads[:2], 0, 0, *pads[2:]]),
+    )
+    infer_shapes(model)
+    assert check(fold_pad, model) == (max(pads) < kernel)
+
+
+def test_a_repeated_border_stays_where_windows_have_gaps_or_average() -> None:
+    for pooling in ("MaxPool <kernel_shape = [3,3], dilations = [2,2]>", "AveragePool <kernel_shape = [3,3]>"):
+        model = parse(
+            f'{HEADER} {{ p = Pad <mode = "edge"> (x, pads)  y = {pooling} (p) }}',
+            pads=np.int64([0, 0, 1, 1, 0, 0, 1, 1]),
+        )
+        infer_shapes(model)
+        assert check(fold_pad, model) == 0
+
+
 @pytest.mark.parametrize(
     ("pads", "fill", "tail"),
     [

@@ -18,6 +18,7 @@ from fullquant.errors import ModelError
 from fullquant.graph.layout import INPUT_LAYOUT
 from fullquant.passes import prepare
 from fullquant.passes.channels_first import channels_first
+from fullquant.passes.infer_shapes import infer_shapes
 from fullquant.placement.place import place
 from fullquant.readers import read_model
 from fullquant.runtime.executor import GraphModule
@@ -162,8 +163,56 @@ def test_residuals_concat_and_pad_between_transposes() -> None:
         "f = Add(e, b)  h = Concat <axis = 3> (f, d)  p = Pad(h, pads)  y = Transpose <perm = [0,3,1,2]> (p) }",
         pads=np.int64([0, 1, 2, 0, 0, 1, 1, 0]),
     )  # fmt: skip
+    infer_shapes(model)
     assert check(channels_first, model) == 1
     assert "Transpose" not in operators(model)
+
+
+def test_a_sum_of_two_branches_in_nhwc() -> None:
+    """The second branch is found from the sum backwards; a model of residual blocks is one region."""
+    model = parse(
+        "g (float[N,4,6,6] x, float[4] k, float[4,4,1,1] w) => (float[N,4,6,6] y) "
+        "{ a = Transpose <perm = [0,2,3,1]> (x)  b = Mul(a, k)  c = Relu(b)  "
+        "d = Conv(x, w)  e = Transpose <perm = [0,2,3,1]> (d)  f = Add(e, k)  g = Mul(f, k)  h = Add(c, g)  "
+        "i = Transpose <perm = [0,3,1,2]> (h)  j = Conv(i, w)  l = Transpose <perm = [0,2,3,1]> (j)  "
+        "m = Add(h, l)  y = Transpose <perm = [0,3,1,2]> (m) }"
+    )
+    infer_shapes(model)
+    assert check(channels_first, model) == 1
+    assert "Transpose" not in operators(model)
+
+
+@pytest.mark.parametrize("form", ["Reshape", "Unsqueeze"])
+def test_squeeze_and_excitation_of_dense_layers_in_nhwc(form: str) -> None:
+    """Keras: mean over the image, Dense, Reshape((1, 1, C)), times the image."""
+    model = parse(
+        "g (float[N,4,6,6] x, float[4,4] w) => (float[N,4,6,6] y) "
+        "{ a = Transpose <perm = [0,2,3,1]> (x)  b = Relu(a)  m = ReduceMean <keepdims = 0> (b, hw)  c = MatMul(m, w)  "
+        f"s = Sigmoid(c)  e = {form}(s, form)  f = Mul(b, e)  y = Transpose <perm = [0,3,1,2]> (f) }}",
+        hw=np.int64([1, 2]), form=np.int64([-1, 1, 1, 4] if form == "Reshape" else [1, 2]),
+    )  # fmt: skip
+    infer_shapes(model)
+    assert check(channels_first, model) == 1
+    assert "Transpose" not in operators(model)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "e = Softmax <axis = 3> (d)",  # computed along an axis
+        "e = Reshape(d, shape)",
+        "e = Flatten(d)",
+    ],
+)
+def test_a_branch_that_needs_nhwc_keeps_the_sum_as_it_is(odd: str) -> None:
+    model = parse(
+        "g (float[N,4,6,6] x, float[4] k) => (float[N,4,6,6] y, float e) "
+        f"{{ a = Transpose <perm = [0,2,3,1]> (x)  b = Relu(a)  c = Transpose <perm = [0,2,3,1]> (x)  "
+        f"d = Mul(c, k)  {odd}  h = Add(b, d)  y = Transpose <perm = [0,3,1,2]> (h) }}",
+        **({"shape": np.int64([0, -1])} if "Reshape" in odd else {}),
+    )  # fmt: skip
+    infer_shapes(model)
+    assert check(channels_first, model) == 0
 
 
 @settings(max_examples=25, deadline=None)

@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -248,3 +249,22 @@ def test_latency_is_measured_without_the_warmup() -> None:
     median, p90 = bound_latency(session, {}, warmup=2, repeat=9)
     assert session.count == 11
     assert 4 <= median <= p90 < 45
+
+
+def test_a_file_with_a_fixed_batch_computes_so_many_images_at_a_time() -> None:
+    """torch.onnx.export without dynamic axes fixes the batch at 1; validation comes in batches of 32."""
+    calls: list[int] = []
+
+    def run(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        calls.append(len(feeds["x"]))
+        return [feeds["x"] * 2, feeds["x"].sum(axis=1)]
+
+    images = np.arange(12, dtype=np.float32).reshape(6, 2)
+    doubled, summed = sessions.by_fixed_batch({"x": images}, {"x": [2, 2]}, run)
+    assert calls == [2, 2, 2]
+    np.testing.assert_array_equal(doubled, images * 2)
+    np.testing.assert_array_equal(summed, images.sum(axis=1))
+    calls.clear()
+    for declared in ([None, 2], ["N", 2], [6, 2], [4, 2]):
+        sessions.by_fixed_batch({"x": images}, {"x": declared}, run)
+    assert calls == [6, 6, 6, 6]

@@ -315,7 +315,7 @@ class AutoCompression:
 
     def _corrects(self) -> bool:
         settings = self.config.quantization
-        return not isinstance(settings, QuantPost) or settings.bias_correction
+        return not isinstance(settings, QuantPost) or settings.corrects
 
     def _check_origin(self, validation: Validation, teacher: GraphModule) -> None:
         measured = (

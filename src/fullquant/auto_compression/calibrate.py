@@ -30,14 +30,17 @@ from fullquant.runtime.simulator import Simulator
 log = logging.getLogger("fullquant")
 FloatArray = npt.NDArray[np.float32]
 
-# Images that candidates are compared on, that tell of expected divergences and of the inputs of layers, and whose
-# channel statistics are corrected (one batch that is in memory as a whole): so many of 224x224, more of smaller ones,
-# whose last layers have few pixels to take statistics from.
+# Images that tell of expected divergences and of the inputs of layers, and whose channel statistics are corrected (one
+# batch that is in memory as a whole): so many of 224x224, more of smaller ones, whose last layers have few pixels to
+# take statistics from. Candidates are compared on as many others, where there are: on those that it was fitted to, a
+# correction looks better than it is.
 _FEWEST, _MOST, _PIXELS = 64, 512, 64 * 224 * 224
 # They come in so many batches, each spread over the list.
 _BATCHES = 8
-# After the first of them one observer beside the preferred one is looked at further, if it is not so many times behind.
-_HOPELESS = 1.5
+# After the first two of them one observer beside the preferred one is looked at further, if it is not so many times
+# behind. Few images carry most of the divergence: after one batch of a text orientation model an observer that was ten
+# times worse on all was taken for the second.
+_SCREENED, _HOPELESS = 2, 1.5
 # The preferred observer gives way to one that is nearer by so many standard errors of their difference. The divergence
 # of some images is ten times that of others: on 64 images 15% between two observers is chance as often as not.
 _PREFERRED, _CERTAIN = "fisher", 1.5
@@ -85,10 +88,17 @@ class _Calibration:
 
     def __post_init__(self) -> None:
         height, width = self.batches[0].shape[2:]
-        count = max(_FEWEST, min(_MOST, _PIXELS // (height * width)))
+        count, total = max(_FEWEST, min(_MOST, _PIXELS // (height * width))), sum(map(len, self.batches))
+        if total >= 2 * _FEWEST:
+            count = min(count, total // 2)
         self.some = spread(self.batches, count)
         self.observers, outputs = self._look()
-        self.expected = list(zip(self.some, spread(outputs, count), strict=True))
+        judged, self.logits = spread(self.batches, count, others=True), _logits(self.model)
+        if self.logits is None:
+            self.expected = list(zip(judged, spread(outputs, count, others=True), strict=True))
+        else:
+            float_model = Simulator(self.teacher)
+            self.expected = [(batch, self._answer(float_model, batch)) for batch in judged]
 
     def _look(self) -> tuple[dict[str, EveryObserver], list[FloatArray]]:
         """The float model's one pass over all images: (observers, outputs of each batch)."""
@@ -122,7 +132,7 @@ class _Calibration:
         if len(students) == 1:
             ((name, student),) = students.items()
             return [self._judged(name, student)]
-        known = {name: self._divergences(student, self.expected[:1]) for name, student in students.items()}
+        known = {name: self._divergences(student, self.expected[:_SCREENED]) for name, student in students.items()}
         nearest = min(known, key=lambda name: float(known[name].mean()))
         first = _PREFERRED if _PREFERRED in known else nearest
         second = min((name for name in known if name != first), key=lambda name: float(known[name].mean()))
@@ -131,7 +141,7 @@ class _Calibration:
             if name not in left:
                 log.info("calibration with %s: KL divergence %.5f on the first images", name, known[name].mean())
         for name in left:
-            known[name] = np.concatenate([known[name], self._divergences(students[name], self.expected[1:])])
+            known[name] = np.concatenate([known[name], self._divergences(students[name], self.expected[_SCREENED:])])
         found = [self._candidate(name, students[name], known[name]) for name in left]
         return found[::-1] if len(left) > 1 and _clearly_less(known[second], known[first]) else found
 
@@ -198,13 +208,20 @@ class _Calibration:
         log.info("calibration with %s: KL divergence %.5f", name, found.distance)
         return found
 
+    def _answer(self, simulator: Simulator, batch: FloatArray) -> FloatArray:
+        """What the candidates are compared by: the outputs, or the logits in front of a softmax."""
+        if self.logits is None:
+            return simulator.predict(batch)
+        return np.asarray(simulator.tensors(batch, [self.logits])[self.logits], np.float32)
+
     def _divergences(self, student: GraphModule, pairs: Sequence[tuple[FloatArray, FloatArray]]) -> FloatArray:
         """KL divergence of the student's outputs from the float model's on (images, outputs); processes share them."""
         student.freeze()
         try:
             simulator = Simulator(student)
+            probabilities = self.probabilities and self.logits is None
             parts = [
-                kl_divergence(expected, simulator.predict(batch), probabilities=self.probabilities)
+                kl_divergence(expected, self._answer(simulator, batch), probabilities=probabilities)
                 for batch, expected in self.world.own(pairs)
             ]
         finally:
@@ -218,13 +235,27 @@ def _clearly_less(a: FloatArray, b: FloatArray) -> bool:
     return float(difference.mean()) > _CERTAIN * float(difference.std()) / math.sqrt(len(difference))
 
 
-def spread(batches: Sequence[FloatArray], count: int) -> list[FloatArray]:
+def _logits(model: ir.Model) -> str | None:
+    """The tensor [N, C] that the softmax at the end of a model reads; None for a model without.
+
+    An int8 probability below half a step is zero, and its share of the divergence then depends on where zero is cut
+    off: for a model that is nearly always sure, the same for all candidates, and a hundred times what they differ by.
+    """
+    producer = model.graph.outputs[0].producer()
+    source = producer.inputs[0] if producer is not None and producer.op_type == "Softmax" else None
+    if source is None or source.producer() is None or source.shape is None or len(source.shape) != 2:
+        return None
+    return source.name
+
+
+def spread(batches: Sequence[FloatArray], count: int, *, others: bool = False) -> list[FloatArray]:
     """`count` images, evenly spread over the batches, in 8 batches of their own, each spread likewise.
 
-    Lists are often sorted by class.
+    Lists are often sorted by class. others: as many images that are not among those, if there are so many in all.
     """
     total = sum(len(batch) for batch in batches)
-    wanted = np.arange(min(count, total)) * total // min(count, total)
+    count = min(count, total)
+    wanted = np.arange(count) * total // count + (total // count // 2 if others else 0)
     ends = np.cumsum([len(batch) for batch in batches])
     owners = np.searchsorted(ends, wanted, side="right")
     images = [batches[b][k - (ends[b] - len(batches[b]))] for b, k in zip(owners, wanted, strict=True)]

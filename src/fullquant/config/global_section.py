@@ -50,6 +50,9 @@ class Augment(Settings):
         )
 
 
+_IMAGENET: Mapping[str, tuple[float, ...]] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
 def _square(value: object, where: str) -> object:
     """One number is a square: 224 -> (224, 224), (height, width)."""
     if isinstance(value, (list, tuple)):
@@ -57,6 +60,11 @@ def _square(value: object, where: str) -> object:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f"{where}: {value!r} is neither an integer nor a list [height, width]")
     return value, value
+
+
+def _one_for_all(value: object, where: str) -> object:
+    """One number stands for every channel: 127 -> (127,)."""
+    return (value,) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 def _augment(value: object, where: str) -> object:
@@ -100,8 +108,8 @@ class Global(Settings):
     img_size: tuple[int, int] = field(default=(224, 224), metadata={"before": _square})
     resize_size: int | tuple[int, int] | None = 256
     reader_config: str | None = None
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = field(default=_IMAGENET["mean"], metadata={"before": _one_for_all})
+    std: tuple[float, ...] = field(default=_IMAGENET["std"], metadata={"before": _one_for_all})
     scale: float = field(default=1.0 / 255.0, metadata={"before": fraction})
     channel_order: Literal["rgb", "bgr", "grey"] = "rgb"
     interpolation: Interpolation = "lanczos"
@@ -122,10 +130,8 @@ class Global(Settings):
         require(min(self.img_size) > 0, f"Global.img_size: {self.img_size} must be > 0")
         require(self.workers >= 0, f"Global.workers: {self.workers} must be >= 0")
         require(0 <= self.seed < 2**63, f"Global.seed: {self.seed} must be >= 0 and below 2^63")
-        channels = 1 if self.channel_order == "grey" else 3
         for key in ("mean", "std"):
-            numbers = getattr(self, key)
-            require(len(numbers) == channels, f"Global.{key}: {list(numbers)} must have {channels} numbers")
+            self._check_channels(key, getattr(self, key))
         require(min(self.std) > 0, f"Global.std: {list(self.std)} must be > 0")
         require(self.scale > 0, f"Global.scale: {self.scale} must be > 0")
         if self.keep_ratio_pad:
@@ -140,6 +146,24 @@ class Global(Settings):
                 all(size > 0 or size == -1 for size in self.input_shape) and self.input_shape[1] > 0,
                 f"Global.input_shape: {list(self.input_shape)} must be [batch, channels, height, width], -1 where free",
             )
+
+    def _check_channels(self, key: str, numbers: tuple[float, ...]) -> None:
+        if self.channel_order == "grey":
+            enough = len(numbers) == 1 or numbers == _IMAGENET[key]
+            require(enough, f"Global.{key}: {list(numbers)} must have 1 number, the images are grey")
+        else:
+            enough = len(numbers) in (1, 3)
+            require(enough, f"Global.{key}: {list(numbers)} must have 3 numbers, or one for all channels")
+
+    def per_channel(self, key: Literal["mean", "std"]) -> tuple[float, ...]:
+        """`mean` or `std` with one number for each channel.
+
+        One number stands for all three; for grey images the default is the average of ImageNet's, which are of colours.
+        """
+        numbers: tuple[float, ...] = getattr(self, key)
+        if self.channel_order == "grey":
+            return (round(sum(numbers) / len(numbers), 6),) if len(numbers) == 3 else numbers
+        return numbers * 3 if len(numbers) == 1 else numbers
 
     def _check_resize(self) -> None:
         if self.resize_size is None:

@@ -271,9 +271,9 @@ class QuantPost(QuantizationSettings):
     }
     batch_size: int = 32
     batch_nums: int | None = None
-    algo: Literal["auto", "fisher", "hist", "mse", "abs_max", "min_max"] = "hist"
+    algo: Literal["auto", "fisher", "hist", "mse", "abs_max", "min_max"] = "auto"
     hist_percent: float = 0.999
-    bias_correction: bool = False
+    bias_correction: bool | None = None
 
     def check(self) -> None:
         super().check()
@@ -286,7 +286,15 @@ class QuantPost(QuantizationSettings):
 
     @property
     def observer(self) -> ObserverSettings:
-        """`algo` on batch_size * batch_nums images."""
-        images = None if self.batch_nums is None else self.batch_size * self.batch_nums
+        """`algo` on batch_size * batch_nums images, on as many as QuantAware looks at where batch_nums is absent."""
+        images = Calibration().calibration_images if self.batch_nums is None else self.batch_size * self.batch_nums
         compensate = self.weight_rounding == "compensated"
         return ObserverSettings(_ALGORITHMS[self.algo], images, self.hist_percent, 0.9, compensate=compensate)
+
+    @property
+    def corrects(self) -> bool:
+        """Whether channel statistics are corrected: as `bias_correction` says, with `algo: auto` where it says nothing.
+
+        `auto` keeps a correction only where it brings the model nearer to the float one.
+        """
+        return self.algo == "auto" if self.bias_correction is None else self.bias_correction

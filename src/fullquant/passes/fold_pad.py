@@ -39,8 +39,8 @@ def fold_pad(model: ir.Model) -> int:
     """Folds constant padding of height and width into every reader, if all of them can take it exactly.
 
     Conv takes zeros. AveragePool without padding of its own takes zeros, as many at both ends, and counts
-    them. MaxPool pads with minus
-    infinity by itself, so it takes that, and zeros only where the input cannot be negative.
+    them. MaxPool pads with minus infinity by itself, so it takes that, zeros only where the input cannot be negative,
+    and a repeated border: each window that holds a repeated element holds that element itself.
     """
     count = 0
     for node in list(model.graph):
@@ -76,7 +76,9 @@ def _spatial_pads(node: ir.Node) -> list[int] | None:
     axes_given, axes_count = input_at(node, 3), rank(node.inputs[0])
     pads = ints_constant(input_at(node, 1))
     axes = ints_constant(axes_given) if axes_given is not None else list(range(axes_count or 0))
-    if attribute_string(node, "mode", "constant") != "constant" or axes_count != 4 or pads is None or axes is None:
+    if attribute_string(node, "mode", "constant") not in ("constant", "edge") or axes_count != 4:
+        return None
+    if pads is None or axes is None:
         return None
     begin, end = [0] * 4, [0] * 4
     for position, axis in enumerate(axes):
@@ -87,6 +89,8 @@ def _spatial_pads(node: ir.Node) -> list[int] | None:
 
 
 def _pad_value(node: ir.Node) -> float | None:
+    if attribute_string(node, "mode", "constant") == "edge":
+        return math.nan  # no number: equal to none, below none
     return 0.0 if input_at(node, 2) is None else scalar_constant(node.inputs[2])
 
 
@@ -111,6 +115,8 @@ def _takes(reader: ir.Node, pad: ir.Node, value: float, pads: list[int]) -> bool
         even = all(pads[axis] + own[axis] == pads[axis + 2] + own[axis + 2] for axis in (0, 1))
         return value == 0.0 and counted and even
     if reader.op_type == "MaxPool":
+        if math.isnan(value):
+            return all(step == 1 for step in attribute_ints(reader, "dilations", [1]))
         return value <= -math.inf or (value == 0.0 and _is_non_negative(data_input(pad)))
     return False
 

@@ -52,6 +52,9 @@ class OnnxRuntimeSession:
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """feeds: {input name: array of any batch size}; the outputs, as arrays of their own."""
         sessions.check_feeds(feeds, self.input_names, self.engine)
+        return sessions.by_fixed_batch(feeds, self._declared, self._run)
+
+    def _run(self, feeds: Mapping[str, Array]) -> list[Array]:
         try:
             results = self._session.run(None, sessions.as_declared(feeds, self._declared, self._halves))
         except Exception as error:

@@ -48,6 +48,9 @@ class OpenVinoSession:
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """feeds: {input name: array of any batch size}; the outputs, as arrays of their own."""
         sessions.check_feeds(feeds, self.input_names, self.engine)
+        return sessions.by_fixed_batch(feeds, self._declared, self._run)
+
+    def _run(self, feeds: Mapping[str, Array]) -> list[Array]:
         try:
             results = self._compiled(sessions.as_declared(feeds, self._declared, self._halves))
         except Exception as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
@@ -146,6 +146,23 @@ def check_feeds(feeds: Mapping[str, Array], names: tuple[str, ...], engine: str)
     if set(feeds) != set(names):
         given, wanted = ", ".join(sorted(feeds)) or "none", ", ".join(names)
         raise EngineError(f"engine {engine!r}: the inputs given are {given}; the model's inputs are {wanted}")
+
+
+def by_fixed_batch(
+    feeds: Mapping[str, Array],
+    declared: Mapping[str, Sequence[object]],
+    run: Callable[[Mapping[str, Array]], list[Array]],
+) -> list[Array]:
+    """The outputs of `run`; of a file whose batch is fixed, for other batches, so many images at a time, joined again.
+
+    What does not divide evenly is handed on as it is: the runtime then says what it takes.
+    """
+    ((name, images),) = feeds.items() if len(feeds) == 1 else [("", np.zeros(0))]
+    fixed = declared[name][0] if declared.get(name) else None
+    if not isinstance(fixed, int) or fixed < 1 or len(images) in (0, fixed) or len(images) % fixed:
+        return run(feeds)
+    parts = [run({name: images[start : start + fixed]}) for start in range(0, len(images), fixed)]
+    return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
 
 
 def as_declared(
