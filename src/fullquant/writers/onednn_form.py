@@ -30,7 +30,13 @@ from fullquant.numerics.qparams import QParams
 from fullquant.placement.decision import Decision, Placement
 from fullquant.placement.target import find_target
 
-_KERNEL = {"kernel_shape": [1, 1], "dilations": [1, 1], "strides": [1, 1], "pads": [0, 0, 0, 0], "group": 1}
+_KERNEL: Mapping[str, int | list[int]] = {
+    "kernel_shape": [1, 1],
+    "dilations": [1, 1],
+    "strides": [1, 1],
+    "pads": [0, 0, 0, 0],
+    "group": 1,
+}
 
 
 def onednn_form(

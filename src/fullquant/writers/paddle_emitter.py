@@ -163,7 +163,7 @@ class Emitter:
         array = affine.quantize(np.asarray(value.const_value.numpy()), qparams).astype(np.int8).T
         self.builder.add_parameter(name, np.ascontiguousarray(array))
         axis = None if qparams.spec.axis is None else 1 - qparams.spec.axis % 2
-        return self._dequantized(name, array.shape, absmax(qparams).reshape(-1), axis)
+        return self._add_dequantizer(name, array.shape, absmax(qparams).reshape(-1), axis)
 
     # --- outputs and operators -------------------------------------------------------------------------------------
 
@@ -299,9 +299,9 @@ class Emitter:
         return self._quantization.bias(str(value.name), np.asarray(array, dtype=np.float32), activation, weights)
 
     def _dequantize_constant(self, name: str, shape: Sequence[int], qparams: QParams) -> None:
-        self._rounded[name] = self._dequantized(name, shape, absmax(qparams).reshape(-1), qparams.spec.axis)
+        self._rounded[name] = self._add_dequantizer(name, shape, absmax(qparams).reshape(-1), qparams.spec.axis)
 
-    def _dequantized(self, name: str, shape: Sequence[int], peaks: Array, axis: int | None) -> str:
+    def _add_dequantizer(self, name: str, shape: Sequence[int], peaks: Array, axis: int | None) -> str:
         """The variable behind the dequantize_linear of an int8 parameter; peaks: its abs-max, one or along the axis."""
         scale = self.builder.add_parameter(self.builder.unique_name(f"{name}@scale"), peaks)
         target = self.builder.unique_name(f"{name}.quantized.dequantized")
