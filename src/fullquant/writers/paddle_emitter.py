@@ -10,7 +10,6 @@ import onnx_ir as ir
 from fullquant.errors import ExportError
 from fullquant.numerics import affine
 from fullquant.numerics.qparams import QParams
-from fullquant.placement.rules import LAYERS
 from fullquant.writers.paddle_builder import Array, Attribute, Names, ProgramBuilder
 from fullquant.writers.paddle_quantization import Quantization, absmax
 
@@ -79,8 +78,7 @@ class Emitter:
     @property
     def clamps_by_clip(self) -> bool:
         """Whether ReLU and ReLU6 are written as clip, see placement.rules.Target."""
-        target = self._quantization.target
-        return target is not None and target.clamps_by_clip
+        return self._quantization.onednn
 
     @property
     def products_in_float(self) -> bool:
@@ -285,9 +283,8 @@ class Emitter:
 
     def _is_read_as_float(self, value: ir.Value) -> bool:
         """A constant that no layer reads, of a runtime that takes away its dequantize_linear and reads integers."""
-        target = self._quantization.target
         readers = {use.node.op_type for use in value.uses()}
-        return target is not None and target.requantizes_weights and not readers & set(LAYERS)
+        return self._quantization.onednn and not readers & {"Conv", "Gemm", "MatMul"}
 
     def _bias_of_product(self, value: ir.Value, array: Array) -> Array:
         """Content of a bias that an Add node puts on a matrix product, as integer kernels use it."""
