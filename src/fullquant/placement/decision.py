@@ -44,10 +44,16 @@ class Decision:
 
 @dataclass(frozen=True)
 class Placement:
-    """All decisions for one graph on one target."""
+    """All decisions for one graph on one target.
+
+    onednn: whether the Paddle file is written for oneDNN's int8 passes; kept_float: names of the nodes that they are to
+    leave in float.
+    """
 
     target: str
     decisions: Mapping[str, Decision]
+    onednn: bool = False
+    kept_float: frozenset[str] = frozenset()
 
     def __getitem__(self, tensor: str) -> Decision:
         return self.decisions[tensor]

@@ -76,7 +76,8 @@ def place(model: ir.Model, target: str = "paddle_lite", options: PlacementOption
     table = find_target(target)
     builder = _Builder(model.graph, table, options)
     decisions = builder.full() if options.full else builder.literal()
-    return Placement(target, decisions)
+    kept = frozenset(str(n.name) for n in model.graph if not (table.rounds_floats or has_integer_kernel(n, table)))
+    return Placement(target, decisions, table.clamps_by_clip, kept)
 
 
 def without_rule(nodes: Iterable[ir.Node], target: Target) -> list[ir.Node]:

@@ -28,9 +28,14 @@ from fullquant.graph.edit import (
 )
 from fullquant.numerics.qparams import QParams
 from fullquant.placement.decision import Decision, Placement
-from fullquant.placement.target import find_target
 
-_KERNEL = {"kernel_shape": [1, 1], "dilations": [1, 1], "strides": [1, 1], "pads": [0, 0, 0, 0], "group": 1}
+_KERNEL: Mapping[str, int | list[int]] = {
+    "kernel_shape": [1, 1],
+    "dilations": [1, 1],
+    "strides": [1, 1],
+    "pads": [0, 0, 0, 0],
+    "group": 1,
+}
 
 
 def onednn_form(
@@ -40,17 +45,19 @@ def onednn_form(
 
     Placed products with constant weights alone; tensors keep their names. What is given is not changed.
     """
-    if not find_target(placement.target).requantizes_weights:
+    if not placement.onednn:
         return model, placement, qparams
     copy = ir.from_proto(ir.to_proto(model))
     decisions, scales = dict(placement.decisions), dict(qparams)
+    moves = set()
     for node in list(copy.graph):
         if node.op_type == "Gemm" and _is_placed(node, placement):
+            moves.add(str(node.name))
             _as_convolution(copy.graph, node, decisions, scales)
         elif node.op_type == "GlobalAveragePool" and rank(node.inputs[0]) == 4:
             axes = add_initializer(copy.graph, f"{node.name}.axes", [2, 3])
             replace_node(node, "ReduceMean", [node.inputs[0], axes], {"keepdims": 1})
-    return copy, Placement(placement.target, decisions), scales
+    return copy, replace(placement, decisions=decisions, kept_float=placement.kept_float | moves), scales
 
 
 def _is_placed(node: ir.Node, placement: Placement) -> bool:

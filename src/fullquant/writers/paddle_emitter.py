@@ -10,7 +10,6 @@ import onnx_ir as ir
 from fullquant.errors import ExportError
 from fullquant.numerics import affine
 from fullquant.numerics.qparams import QParams
-from fullquant.placement.rules import LAYERS
 from fullquant.writers.paddle_builder import Array, Attribute, Names, ProgramBuilder
 from fullquant.writers.paddle_quantization import Quantization, absmax
 
@@ -79,8 +78,7 @@ class Emitter:
     @property
     def clamps_by_clip(self) -> bool:
         """Whether ReLU and ReLU6 are written as clip, see placement.rules.Target."""
-        target = self._quantization.target
-        return target is not None and target.clamps_by_clip
+        return self._quantization.onednn
 
     @property
     def products_in_float(self) -> bool:
@@ -163,7 +161,7 @@ class Emitter:
         array = affine.quantize(np.asarray(value.const_value.numpy()), qparams).astype(np.int8).T
         self.builder.add_parameter(name, np.ascontiguousarray(array))
         axis = None if qparams.spec.axis is None else 1 - qparams.spec.axis % 2
-        return self._dequantized(name, array.shape, absmax(qparams).reshape(-1), axis)
+        return self._add_dequantizer(name, array.shape, absmax(qparams).reshape(-1), axis)
 
     # --- outputs and operators -------------------------------------------------------------------------------------
 
@@ -285,9 +283,8 @@ class Emitter:
 
     def _is_read_as_float(self, value: ir.Value) -> bool:
         """A constant that no layer reads, of a runtime that takes away its dequantize_linear and reads integers."""
-        target = self._quantization.target
         readers = {use.node.op_type for use in value.uses()}
-        return target is not None and target.requantizes_weights and not readers & set(LAYERS)
+        return self._quantization.onednn and not readers & {"Conv", "Gemm", "MatMul"}
 
     def _bias_of_product(self, value: ir.Value, array: Array) -> Array:
         """Content of a bias that an Add node puts on a matrix product, as integer kernels use it."""
@@ -299,9 +296,9 @@ class Emitter:
         return self._quantization.bias(str(value.name), np.asarray(array, dtype=np.float32), activation, weights)
 
     def _dequantize_constant(self, name: str, shape: Sequence[int], qparams: QParams) -> None:
-        self._rounded[name] = self._dequantized(name, shape, absmax(qparams).reshape(-1), qparams.spec.axis)
+        self._rounded[name] = self._add_dequantizer(name, shape, absmax(qparams).reshape(-1), qparams.spec.axis)
 
-    def _dequantized(self, name: str, shape: Sequence[int], peaks: Array, axis: int | None) -> str:
+    def _add_dequantizer(self, name: str, shape: Sequence[int], peaks: Array, axis: int | None) -> str:
         """The variable behind the dequantize_linear of an int8 parameter; peaks: its abs-max, one or along the axis."""
         scale = self.builder.add_parameter(self.builder.unique_name(f"{name}@scale"), peaks)
         target = self.builder.unique_name(f"{name}.quantized.dequantized")

@@ -19,8 +19,6 @@ from fullquant.errors import ExportError
 from fullquant.numerics import affine
 from fullquant.numerics.qparams import FloatArray, QParams, QuantSpec, paddle_from_scale, symmetric
 from fullquant.placement.decision import Decision, Placement
-from fullquant.placement.float_tensors import has_integer_kernel
-from fullquant.placement.target import Target, find_target
 
 
 class Quantization:
@@ -29,8 +27,8 @@ class Quantization:
     def __init__(self, placement: Placement | None, qparams: Mapping[str, QParams]) -> None:
         self._placement = placement
         self._qparams = qparams
-        #: Whose table the placement is made by; None for a float file.
-        self.target: Target | None = None if placement is None else find_target(placement.target)
+        #: Whether the file is for oneDNN's int8 passes.
+        self.onednn = placement is not None and placement.onednn
 
     def _decision(self, tensor: str) -> Decision | None:
         decision = None if self._placement is None else self._placement.get(tensor)
@@ -83,8 +81,7 @@ class Quantization:
 
     def is_kept_float(self, node: ir.Node) -> bool:
         """Whether the file must tell the runtime to compute the operator in float, between its integer kernels."""
-        table = self.target
-        return table is not None and not table.rounds_floats and not has_integer_kernel(node, table)
+        return self._placement is not None and str(node.name) in self._placement.kept_float
 
     def threshold(self, tensor: str) -> float | None:
         """abs-max of a tensor that everyone reads rounded, for the attribute `out_threshold` of its operator.
