@@ -203,12 +203,12 @@ class TrainingData:
         """`count` images (all, where None) in batches: without augmentation where the source is our own loader.
 
         All processes get the same list. Our own loader reads it in each; a user's own loader has other batches in each
-        process, which then take turns.
+        process: those of one turn together are one batch, as one process would have it.
         """
         if world.alone or isinstance(self.source, ImageLoader):
             return self._calibration(count)
         own = None if count is None else -(-count // world.size)
-        return _first_images(world.in_order(self._calibration(own)), count)
+        return _first_images(_turns(world.gather(self._calibration(own))), count)
 
     def _calibration(self, count: int | None) -> list[FloatArray]:
         batches = _first_images(self._calibration_batches(count), count)
@@ -225,6 +225,16 @@ class TrainingData:
             images = images.spread(count)
         with self.source.over(images, min(_CALIBRATION_BATCH, len(images))) as plain:
             yield from (batch for batch, _ in plain)
+
+
+def _turns(shares: Sequence[Sequence[FloatArray]]) -> Iterator[FloatArray]:
+    """The k-th batches of all processes as one; by themselves where the images differ in size."""
+    for turn in itertools.zip_longest(*shares):
+        batches = [batch for batch in turn if batch is not None]
+        if len({batch.shape[1:] for batch in batches}) == 1:
+            yield np.concatenate(batches)
+        else:
+            yield from batches
 
 
 def _first_images(batches: Iterable[FloatArray], count: int | None) -> list[FloatArray]:
