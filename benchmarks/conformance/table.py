@@ -59,16 +59,18 @@ def markdown(results: Mapping[str, Result], heading: str, names: Sequence[str] |
         f"({len(told) - len(built)} were left out or not exported).{_coverage(told, names)}",
         "",
         "| model | form | parameters | float difference | round trip | full integer | agreement with float "
-        "| ONNX Runtime | Paddle | Paddle `.json` | verdict |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| ONNX Runtime | Paddle | Paddle `.json` | commit | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     rows = [_row(key, results[key], told[key]) for key in told]
     return "\n".join([*lines, *rows, "", *_not_run(told, names)])
 
 
-def _coverage(keys: Iterable[str], names: Sequence[str] | None) -> str:
-    run = {key.split()[0] for key in keys}
-    return "" if names is None else f" Of {len(names)} constructors {len(run)} were run in at least one form."
+def _coverage(told: Mapping[str, str], names: Sequence[str] | None) -> str:
+    if names is None:
+        return ""
+    run, passed = ({key.split()[0] for key in told if told[key] in kinds} for kinds in (set(told.values()), {"pass"}))
+    return f" Of {len(names)} constructors {len(run)} were run and {len(passed)} pass in at least one form."
 
 
 def _not_run(keys: Iterable[str], names: Sequence[str] | None) -> list[str]:
@@ -85,7 +87,7 @@ def _row(key: str, result: Result, told: str) -> str:
         _number(result.get("round_trip_difference")),
         {True: "yes", False: "no"}.get(result.get("full_integer"), ""), _share(result.get("agreement")),
         *(f"{_number(result.get(f'{e}_difference'))} {_share(result.get(f'{e}_same'))}".strip() for e in _ENGINES),
-        told.replace("|", "\\|"),
+        str(result.get("commit", "")), told.replace("|", "\\|"),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
