@@ -64,8 +64,8 @@ class PaddleSession:
         config.switch_ir_optim(optimize)
         if not optimize and model.suffix != ".json":
             # Else every tensor of the program stays: 7.5 GB for 32 images of EfficientNet-Lite1, with this 0.9, and the
-            # same numbers. Operators are computed in the order of the file either way. Paddle 3's programs don't need
-            # it, and some are refused with it.
+            # same numbers. Operators are computed in the order of the file either way. Paddle refuses some
+            # `.json` programs with it.
             config.enable_memory_optim()
         if threads is not None:
             config.set_cpu_math_library_num_threads(threads)
