@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from alternate import KEPT_BLOCKS, Variant, alternate
+from alternate import KEPT_BLOCKS, Variant, alternate, thread_environment
 from models import Case
 from results import Report, add_common, ratio
 from step_time import our_variants
@@ -24,6 +24,10 @@ def peer_parser(description: str | None, python: str, *, repeats: int, batch: in
         "--keep-blocks", action="store_true",
         help="the peer's allocator keeps freed blocks too, as fullquant has it done (runtime/memory.py)",
     )  # fmt: skip
+    parser.add_argument(
+        "--peer-threads", type=int, metavar="N",
+        help="threads of the peer, where --threads would not be its best (PaddlePaddle sets OpenMP to 1 by itself)",
+    )  # fmt: skip
     add_common(parser, repeats=repeats)
     return parser
 
@@ -34,7 +38,9 @@ def peer_variant(given: argparse.Namespace, name: str, script: str, arguments: S
         raise SystemExit(
             f"{given.python} does not exist; benchmarks/README.md says how to make it, --python names another"
         )
-    return Variant(name, script, arguments, given.python, KEPT_BLOCKS if given.keep_blocks else {})
+    blocks = KEPT_BLOCKS if given.keep_blocks else {}
+    threads = thread_environment(given.peer_threads) if given.peer_threads else {}
+    return Variant(name, script, arguments, given.python, {**blocks, **threads})
 
 
 def side_by_side(
@@ -46,7 +52,7 @@ def side_by_side(
     )
     wanted = [("fullquant: QAT step / float step", "fullquant qat", "fullquant float"), *ratios]
     values = {title: ratio(found, over, under) for title, over, under in wanted}
-    report.add(chosen.title, found, values, batch=chosen.batch, threads=given.threads)
+    report.add(chosen.title, found, values, batch=chosen.batch, threads=given.threads, peer_threads=given.peer_threads)
 
 
 def torch_peer(

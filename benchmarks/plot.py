@@ -21,7 +21,13 @@ _BAR_INCHES = 0.32
 
 def panels(found: list[dict[str, Any]]) -> list[tuple[str, dict[str, dict[str, Any]]]]:
     """(title, variants) of every measurement of steps; others, as of start-up, are not drawn."""
-    return [(f"{m['name']} ({m['benchmark']})", m["variants"]) for m in found if _REFERENCE in m["variants"]]
+    return [(_title(m), m["variants"]) for m in found if _REFERENCE in m["variants"]]
+
+
+def _title(measured: dict[str, Any]) -> str:
+    threads, peer = measured["threads"], measured.get("peer_threads")
+    told = f"{threads} thread{'s'[: threads > 1]}" + (f", the peer {peer}" if peer else "")
+    return f"{measured['name']}, {told} ({measured['benchmark']})"
 
 
 def draw(axes: Any, title: str, variants: dict[str, dict[str, Any]]) -> None:

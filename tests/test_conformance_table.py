@@ -57,6 +57,18 @@ def test_verdicts(change: dict[str, Any], told: str) -> None:
     assert "Not run (1): Other." in document
 
 
+def test_rows_without_a_new_result_stay() -> None:
+    table = _module("table")
+    bad = {"error": "read: a|b"}
+    first = table.markdown({"Net json": bad, "Net pdmodel": _GOOD, "Old json": bad}, "heading")
+    assert "**1 of 3 exported models pass**" in first
+    again = table.markdown({"Net json": _GOOD}, "heading", ["Net", "Old"], first)
+    assert "**2 of 3 exported models pass**" in again
+    assert "Of 2 constructors 2 were run and 1 pass" in again
+    assert table.markdown({}, "heading", ["Net", "Old"], again) == again
+    assert again.count("| Net | json |") == 1
+
+
 def test_workers(tmp_path: Path) -> None:
     """A worker that dies or hangs is told, and the next task gets a new one."""
     script = (

@@ -59,7 +59,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="repeat the models that did not pass")
     parser.add_argument("--keep", action="store_true", help="keep the exports and the files written from them (int8/)")
     parser.add_argument("--table", action="store_true", help="run nothing, write the tables")
-    parser.add_argument("--markdown", type=Path, help="write the table of all results to this file")
+    parser.add_argument(
+        "--markdown", type=Path, help="write the table to this file; its rows without a new result stay"
+    )
     return parser.parse_args()
 
 
@@ -164,7 +166,8 @@ def _write_tables(options: argparse.Namespace) -> None:
         heading = (HERE / "heading.md").read_text().replace("{date}", dates[-1] if dates else "never")
         known = options.results / "names.json"
         names = json.loads(known.read_text()) if known.exists() else None
-        options.markdown.write_text(markdown(results, heading, names))
+        earlier = options.markdown.read_text() if options.markdown.exists() else ""
+        options.markdown.write_text(markdown(results, heading, names, earlier))
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 #: A model passes where our float graph is that near to Paddle Inference, relative to the output's range,
@@ -11,6 +12,8 @@ FLOAT_TOLERANCE = 1e-4
 AGREEMENT = 0.99
 
 Result = Mapping[str, Any]
+_NOT_EXPORTED = "not exported"
+_COLUMNS, _FORMS = 12, ("json", "pdmodel")
 _ENGINES = ("onnxruntime", "paddle", "paddle_json")
 # Looked at where they are there: results of earlier versions of the harness have no round trip.
 _FLOATS = {"executor_difference": "float in PyTorch", "round_trip_difference": "round trip to a Paddle program"}
@@ -19,7 +22,7 @@ _FLOATS = {"executor_difference": "float in PyTorch", "round_trip_difference": "
 def verdict(result: Result) -> str:
     """ "pass", or what is missing, in the order of the steps."""
     if "export_error" in result:
-        return f"not exported: {result['export_error']}"
+        return f"{_NOT_EXPORTED}: {result['export_error']}"
     if "error" in result:
         return str(result["error"])
     tolerance = _float_tolerance(result)
@@ -45,13 +48,16 @@ def _float_tolerance(result: Result) -> float:
     return FLOAT_TOLERANCE
 
 
-def markdown(results: Mapping[str, Result], heading: str, names: Sequence[str] | None = None) -> str:
+def markdown(results: Mapping[str, Result], heading: str, names: Sequence[str] | None = None, earlier: str = "") -> str:
     """The whole document. results: "name form" -> result; heading: the lines in front of the table.
 
-    names: of all constructors, so that it is told which were not run.
+    names: of all constructors, so that it is told which were not run. earlier: the document as it was; its rows stay
+    where no result replaces them (results are kept by the machine that made them, the document by everybody).
     """
-    told = {key: verdict(result) for key, result in sorted(results.items())}
-    built = [key for key in told if "export_error" not in results[key]]
+    rows = {key: (line, told) for key, line, told in _rows_of(earlier)}
+    rows |= {key: (_row(key, result, told := verdict(result)), told) for key, result in results.items()}
+    told = {key: rows[key][1] for key in sorted(rows)}
+    built = [key for key in told if not told[key].startswith(_NOT_EXPORTED)]
     passed = [key for key in built if told[key] == "pass"]
     lines = [
         heading,
@@ -62,8 +68,15 @@ def markdown(results: Mapping[str, Result], heading: str, names: Sequence[str] |
         "| ONNX Runtime | Paddle | Paddle `.json` | commit | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    rows = [_row(key, results[key], told[key]) for key in told]
-    return "\n".join([*lines, *rows, "", *_not_run(told, names)])
+    return "\n".join([*lines, *(rows[key][0] for key in told), "", *_not_run(told, names)])
+
+
+def _rows_of(document: str) -> Iterator[tuple[str, str, str]]:
+    """(key, line, verdict) of each row of a table that was written before."""
+    for line in document.splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)][1:-1]
+        if len(cells) == _COLUMNS and cells[1] in _FORMS:
+            yield f"{cells[0]} {cells[1]}", line, cells[-1].replace("\\|", "|")
 
 
 def _coverage(told: Mapping[str, str], names: Sequence[str] | None) -> str:
