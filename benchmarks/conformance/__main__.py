@@ -31,7 +31,6 @@ HERE = Path(__file__).resolve().parent
 ASSETS = Path(os.environ.get("FULLQUANT_ASSETS", HERE.parents[2] / "shared" / "assets"))
 CALIBRATION = 8  # the first of the images
 IMAGES, LARGE = 16, 10_000_000  # compared; half of them for a model of more parameters
-_MEAN, _STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 #: Left out, with the reason that the table tells.
 TOO_LARGE = dict.fromkeys(
     (
@@ -66,15 +65,12 @@ def _arguments() -> argparse.Namespace:
 
 
 def _write_images(path: Path, count: int) -> None:
-    """ImageNet images, normalised, 256x256, NCHW."""
+    """ImageNet images as pixels, uint8, 256x256, NCHW."""
     folder = ASSETS / "imagenet_mini"
     lines = (folder / "val_list.txt").read_text().splitlines()
     picked = [lines[i * len(lines) // count].split()[0] for i in range(count)]
-    images = [
-        (np.asarray(Image.open(folder / name).convert("RGB").resize((256, 256)), np.float32) / 255 - _MEAN) / _STD
-        for name in picked
-    ]
-    np.save(path, np.stack(images).transpose(0, 3, 1, 2).astype(np.float32))
+    images = [np.asarray(Image.open(folder / name).convert("RGB").resize((256, 256))) for name in picked]
+    np.save(path, np.stack(images).transpose(0, 3, 1, 2))
 
 
 def _commit() -> str:
@@ -105,7 +101,7 @@ class Harness:
         options.results.mkdir(parents=True, exist_ok=True)
         options.work.mkdir(parents=True, exist_ok=True)
         images = options.images or IMAGES
-        self.images = options.work / f"images{images}.npy"
+        self.images = options.work / f"pixels{images}.npy"
         if not self.images.exists():
             _write_images(self.images, CALIBRATION + images)
         self.commit = _commit()

@@ -31,6 +31,8 @@ _SHAPES = {
     "MobileFaceNet": (112, 112), "WideResNet": (32, 32), "SVTR_tiny": (32, 100), "SVTR_base": (32, 100),
     "SVTR_large": (32, 100),
 }  # fmt: skip
+_MEAN = np.float32([0.485, 0.456, 0.406]).reshape(3, 1, 1)
+_STD = np.float32([0.229, 0.224, 0.225]).reshape(3, 1, 1)
 _DEVIATION = 2.0  # of the logits
 #: What a constructor cannot do without; the rest is its default. UniFormer and CAE would download weights.
 _ARGUMENTS = {
@@ -237,10 +239,11 @@ def export(name, constructor, folder, images_file, large=None):
     network = _Classifier(constructor(**_arguments(name)))
     height, width = image_shape(name)
     parameters = sum(int(np.prod(p.shape)) for p in network.parameters())
-    every = paddle.to_tensor(np.load(images_file))
+    every = paddle.to_tensor(np.load(images_file).astype("float32"))
     if large is not None and parameters > large["parameters"]:
         every = every[: large["images"]]
-    every = paddle.nn.functional.interpolate(every, size=[height, width], mode="bilinear")
+    every = paddle.nn.functional.interpolate(every, size=[height, width], mode="bilinear").round()
+    every = (every / 255 - paddle.to_tensor(_MEAN)) / paddle.to_tensor(_STD)
     images = every[:8]
     _randomize(network, random)
     _estimate_statistics(network, images)
