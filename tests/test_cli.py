@@ -450,3 +450,14 @@ def test_pages_name_real_flags_and_files(page, monkeypatch, capsys):
             assert (ROOT / page).parent.joinpath(target).exists(), target
     for name in re.findall(r"configs/\w+\.yaml", text):
         assert (ROOT / name).is_file(), name
+
+
+def test_the_package_is_the_command() -> None:
+    """For environments whose scripts are not on PATH."""
+    told = subprocess.run([sys.executable, "-m", "fullquant", "--help"], capture_output=True, text=True, check=True)
+    assert "quantize" in told.stdout
+    wrong = subprocess.run(
+        [sys.executable, "-m", "fullquant", "inspect", "nowhere"], capture_output=True, text=True, check=False
+    )
+    assert wrong.returncode != 0
+    assert "nowhere" in wrong.stderr

@@ -1,0 +1,8 @@
+"""`python -m fullquant` is the command `fullquant`: for environments whose scripts are not on PATH, and for launchers."""
+
+import sys
+
+from fullquant.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
