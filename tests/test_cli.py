@@ -195,6 +195,36 @@ def test_total_images_is_the_length_of_the_cosine(tmp_path, config, monkeypatch,
     assert json.loads((out / "report.json").read_text())["config"]["train"]["learning_rate"]["T_max"] == 7
 
 
+def test_verify_images_limits_what_the_files_are_run_on(tmp_path, model, data):
+    out = tmp_path / "out"
+    options = ("--data", data, "--ptq", "--verify-images", 7, "--save-dir", out, "--devices", "cpu")
+    result = fullquant("quantize", model, *options)
+    assert result.exit_code == 0, result.output
+    assert "7 images" in result.stdout
+    report = json.loads((out / "report.json").read_text())
+    ran = [row for row in report["rows"] if not row["error"]]
+    assert {row["engine"] for row in ran} >= {"float", "simulated", "integer", "onnxruntime"}
+    assert {row["images"] for row in ran} == {7}
+
+
+def test_verify_images_0_runs_no_file_and_says_so(tmp_path, config, monkeypatch, capsys):
+    out = tmp_path / "out"
+    arguments = ("--config_path", config, "--save_dir", out, "--verify_images", 0, "--devices", "cpu")
+    status, stdout, err = script(run_script, monkeypatch, capsys, *arguments)
+    assert status == 0, err
+    assert all((out / name).is_file() for name in OUTPUTS)
+    report = json.loads((out / "report.json").read_text())
+    assert report["rows"] == []
+    assert report["config"]["global_section"]["verify_images"] == 0
+    assert "verify" not in report["seconds"]
+    (note,) = [note for note in report["notes"] if "not run" in note]
+    assert f"fullquant verify {out}" in note
+    assert "not run" in stdout
+    assert "not run" in (out / "report.html").read_text()
+    verified = fullquant("verify", out, "--engine", "onnxruntime", "--no-locate", "--min-agreement", 0)
+    assert "simulated" in verified.stdout, verified.output
+
+
 # ---- evaluate ------------------------------------------------------------------------------------------------------
 
 

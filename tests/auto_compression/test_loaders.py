@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fullquant.auto_compression.loaders import TrainingData, images_of_split, train_loader, validation_loader
+from fullquant.auto_compression.loaders import (
+    FirstImages,
+    TrainingData,
+    images_of_split,
+    train_loader,
+    validation_loader,
+)
 from fullquant.config import Global
 from fullquant.errors import DataError
 
@@ -90,6 +96,16 @@ def test_calibration_follows_on_bad_image(images: Path, mode: str) -> None:
         return
     assert sum(len(batch) for batch in TrainingData(source, "x").calibration(None)) == 11
     assert source.skipped == 1
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(0, []), (3, [3]), (4, [4]), (6, [4, 2]), (99, [4, 4, 1])])
+def test_the_first_images_of_a_users_loader(count: int, sizes: list[int]) -> None:
+    images, labels = np.zeros((9, 3, 2, 2), np.float32), np.arange(9)
+    first = FirstImages([(images[k : k + 4], labels[k : k + 4]) for k in (0, 4, 8)], count)
+    for _ in range(2):  # it is read again for the second stage
+        batches = list(first)
+        assert [len(batch) for batch, _ in batches] == sizes
+        assert [label for _, own in batches for label in own] == list(range(min(count, 9)))
 
 
 def test_a_users_loader_of_another_shape_is_refused() -> None:

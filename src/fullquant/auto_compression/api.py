@@ -27,6 +27,7 @@ from fullquant.auto_compression.exporting import (
 )
 from fullquant.auto_compression.loaders import (
     DealtBatches,
+    FirstImages,
     TrainingData,
     check_images,
     check_labels,
@@ -68,8 +69,6 @@ from fullquant.training.qat import QatResult
 log = logging.getLogger("fullquant")
 FloatArray = npt.NDArray[np.float32]
 
-# Exported files are checked on at most this many validation images; accuracy is measured on all in training.
-VERIFY_IMAGES = 2000
 # PaddleSlim refuses to train where the measured accuracy of the float model is farther than this from origin_metric.
 _ORIGIN_TOLERANCE = 0.05
 
@@ -285,9 +284,11 @@ class AutoCompression:
             faults = findings(files)
             for fault in faults:
                 log.warning("%s", fault)
-            with clock.stage("verify"):
-                images = self._verification_loader(validation, calibration)
-                rows = self._verify(teacher, ptq, final, files, kept, images, calibration[0].shape[1:])
+            rows: list[ResultRow] = []
+            if self.config.global_section.verify_images:
+                with clock.stage("verify"):
+                    images = self._verification_loader(validation, calibration)
+                    rows = self._verify(teacher, ptq, final, files, kept, images, calibration[0].shape[1:])
             record = self._report(final, rows, files, faults, result, kept, reason, clock.seconds)
             return CompressionResult(self.save_dir, files, record)
 
@@ -371,6 +372,7 @@ class AutoCompression:
         """Identifies a run: a checkpoint of other settings or another model is not resumed."""
         entries = [file_entry(p).sha256 for p in (self.files.model, self.files.params) if p is not None and p.is_file()]
         settings = reporting.settings_of(self.config)
+        del settings["global_section"]["verify_images"]  # what is done with the files afterwards
         settings["train"] = {
             k: v for k, v in settings["train"].items() if k not in ("resume", "checkpoint_iter", "logging_iter")
         }
@@ -396,13 +398,22 @@ class AutoCompression:
         return [replace(r, latency_ms=latency, file_bytes=size) if r.stage == "float" else r for r in rows]
 
     def _verification_loader(self, validation: Validation, calibration: Sequence[FloatArray]) -> Any:
-        """Labelled images where there are any, at most VERIFY_IMAGES of them; process 0 alone verifies."""
+        """Labelled images where there are any, at most Global.verify_images; process 0 alone verifies."""
+        count = self.config.global_section.verify_images
         if not isinstance(validation, LabelledValidation):
-            return [(images, np.full(len(images), -1, np.int64)) for images in calibration]
+            return list(FirstImages([(images, np.full(len(images), -1, np.int64)) for images in calibration], count))
         loader = self._evaluation(ALONE)
-        if isinstance(loader, ImageLoader) and len(loader.images) > VERIFY_IMAGES:
-            return loader.over(loader.images.spread(VERIFY_IMAGES))
-        return loader
+        if isinstance(loader, ImageLoader):
+            return loader.over(loader.images.spread(count)) if len(loader.images) > count else loader
+        return FirstImages(loader, count)
+
+    def _not_run(self) -> tuple[str, ...]:
+        if self.config.global_section.verify_images:
+            return ()
+        return (
+            f"The files were not run (verify_images: 0), so nothing is measured: fullquant verify {self.save_dir} "
+            "compares them with the simulation.",
+        )
 
     def _inputs(self) -> list[Path]:
         params = self.files.params
@@ -415,7 +426,7 @@ class AutoCompression:
         result: QatResult | None, kept: str, reason: str, seconds: Mapping[str, float],
     ) -> Record:  # fmt: skip
         skipped = [loader.skipped for loader in self._image_loaders()]
-        remarks = (*reporting.source_notes(self.model), *reporting.notes(rows, machine().get("vnni")), *faults)
+        remarks = (*reporting.source_notes(self.model), *self._not_run(), *reporting.notes(rows, machine().get("vnni")), *faults)
         found = reporting.record(
             model_dir=self.model_dir, model_format=self.files.source_format, inputs=self._inputs(), config=self.config,
             quantized=final, rows=rows, outputs=files.paths(), result=result, kept=kept, kept_reason=reason,

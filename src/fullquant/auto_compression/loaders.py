@@ -167,6 +167,22 @@ class DealtBatches:
         return itertools.islice(self.feeds.batches(), self.world.rank, None, self.world.size)
 
 
+@dataclass(frozen=True)
+class FirstImages:
+    """The (images, labels) of `batches` up to `count` images, as often as asked; the last batch is cut."""
+
+    batches: Iterable[tuple[FloatArray, npt.NDArray[np.int64]]]
+    count: int
+
+    def __iter__(self) -> Iterator[tuple[FloatArray, npt.NDArray[np.int64]]]:
+        left = self.count
+        batches = iter(self.batches)
+        while left > 0 and (batch := next(batches, None)) is not None:
+            images, labels = batch
+            yield images[:left], labels[:left]
+            left -= len(images)
+
+
 def pool_skipped(loader: ImageLoader, world: World) -> None:
     """Makes `loader.skipped` the number of files that were unreadable in any process; a file counts once."""
     # Several processes meet the same file in different epochs: their counts cannot be added, only their paths united.

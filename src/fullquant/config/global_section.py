@@ -121,6 +121,7 @@ class Global(Settings):
     fast_decode: Literal["never", "training", "always"] = "training"
     augment: Augment = field(default_factory=Augment, metadata={"before": _augment})
     seed: int = 0
+    verify_images: int = 2000
     input_shape: tuple[int, int, int, int] | None = None
 
     def check(self) -> None:
@@ -129,6 +130,9 @@ class Global(Settings):
             require(getattr(self, key) != "", f"Global.{key}: '' names nothing; leave it out, or write a name")
         require(min(self.img_size) > 0, f"Global.img_size: {self.img_size} must be > 0")
         require(self.workers >= 0, f"Global.workers: {self.workers} must be >= 0")
+        require(
+            self.verify_images >= 0, f"Global.verify_images: {self.verify_images} must be >= 0 (0: files are not run)"
+        )
         require(0 <= self.seed < 2**63, f"Global.seed: {self.seed} must be >= 0 and below 2^63")
         for key in ("mean", "std"):
             self._check_channels(key, getattr(self, key))
