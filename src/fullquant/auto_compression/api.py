@@ -370,7 +370,7 @@ class AutoCompression:
 
     def _digest(self) -> str:
         """Identifies a run: a checkpoint of other settings or another model is not resumed."""
-        entries = [file_entry(p).sha256 for p in (self.files.model, self.files.params) if p is not None and p.is_file()]
+        entries = [file_entry(path).sha256 for path in self.files.paths()]
         settings = reporting.settings_of(self.config)
         del settings["global_section"]["verify_images"]  # what is done with the files afterwards
         settings["train"] = {
@@ -394,7 +394,7 @@ class AutoCompression:
                 rows += verify(teacher, ptq, files_ptq, loader, stage="PTQ", with_float=True, **common)
         rows += verify(teacher, final, files, loader, stage=kept, with_float=not rows, **common)
         latency = float_latency(self.model, shape)
-        size = sum(p.stat().st_size for p in self._inputs())
+        size = self.files.size()
         return [replace(r, latency_ms=latency, file_bytes=size) if r.stage == "float" else r for r in rows]
 
     def _verification_loader(self, validation: Validation, calibration: Sequence[FloatArray]) -> Any:
@@ -407,29 +407,16 @@ class AutoCompression:
             return loader.over(loader.images.spread(count)) if len(loader.images) > count else loader
         return FirstImages(loader, count)
 
-    def _not_run(self) -> tuple[str, ...]:
-        if self.config.global_section.verify_images:
-            return ()
-        return (
-            f"The files were not run (verify_images: 0), so nothing is measured: fullquant verify {self.save_dir} "
-            "compares them with the simulation.",
-        )
-
-    def _inputs(self) -> list[Path]:
-        params = self.files.params
-        if params is not None and params.is_dir():
-            return sorted(p for p in params.iterdir() if p.is_file())
-        return [p for p in (self.files.model, params) if p is not None]
-
     def _report(
         self, final: QuantizedModel, rows: Sequence[ResultRow], files: ExportedFiles, faults: Sequence[str],
         result: QatResult | None, kept: str, reason: str, seconds: Mapping[str, float],
     ) -> Record:  # fmt: skip
         skipped = [loader.skipped for loader in self._image_loaders()]
-        remarks = (*reporting.source_notes(self.model), *self._not_run(), *reporting.notes(rows, machine().get("vnni")), *faults)
+        measured = reporting.notes(rows, machine().get("vnni")) if rows else [reporting.not_run(self.save_dir)]
+        remarks = (*reporting.source_notes(self.model), *measured, *faults)
         found = reporting.record(
-            model_dir=self.model_dir, model_format=self.files.source_format, inputs=self._inputs(), config=self.config,
-            quantized=final, rows=rows, outputs=files.paths(), result=result, kept=kept, kept_reason=reason,
+            model_dir=self.model_dir, model_format=self.files.source_format, inputs=self.files.paths(),
+            config=self.config, quantized=final, rows=rows, outputs=files.paths(), result=result, kept=kept, kept_reason=reason,
             seconds=seconds, skipped_images=sum(skipped), notes=remarks,
         )  # fmt: skip
         write_record(found, self.save_dir / "report.json")

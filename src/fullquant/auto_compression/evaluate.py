@@ -51,13 +51,6 @@ class _Model:
     classes: int | None
     output: int = 0
 
-    @property
-    def paths(self) -> list[Path]:
-        params = self.files.params
-        if params is not None and params.is_dir():
-            return sorted(p for p in params.iterdir() if p.is_file())
-        return [self.files.model] if params is None else [self.files.model, params]
-
     def session(self, engine: str, optimise: bool) -> Session:
         if engine in ("onnxruntime", "openvino", *OWN_ENGINES) and self.graph is not None:
             return open_session(self.graph, engine, optimize=optimise)
@@ -235,8 +228,7 @@ def _predict(model: _Model, plan: _Plan) -> Predict:
 
 def _row(model: _Model, plan: _Plan, row: ComparisonRow, shape: tuple[int, ...]) -> ResultRow:
     stage = "int8" if model.quantized else FLOAT
-    size = sum(path.stat().st_size for path in model.paths)
-    common: dict[str, Any] = {"file": model.files.model.name, "file_bytes": size}
+    common: dict[str, Any] = {"file": model.files.model.name, "file_bytes": model.files.size()}
     found = row.accuracy
     if found is None:
         return ResultRow(stage, plan.engine, plan.optimise, error=row.error, **common)

@@ -102,6 +102,14 @@ def source_notes(model: ir.Model) -> list[str]:
     return found
 
 
+def not_run(save_dir: Path) -> str:
+    """The remark where Global.verify_images is 0."""
+    return (
+        f"The files were not run (verify_images: 0), so nothing is measured: fullquant verify {save_dir} compares them "
+        "with the simulation."
+    )
+
+
 def notes(rows: Sequence[ResultRow], vnni: str | None) -> list[str]:
     """Remarks on what the rows show: integer kernels that differ from the file. vnni: of `report.machine`."""
     by_engine = {(r.stage, r.optimised): r for r in rows if r.engine == "onnxruntime"}

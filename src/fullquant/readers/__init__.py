@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fullquant.graph.collection import without_collection
-from fullquant.readers.files import ModelFiles, find_model, no_parameters
+from fullquant.readers.files import ModelFiles, SourceFormat, find_model, no_parameters
 from fullquant.readers.halves import in_float32
 from fullquant.readers.onnx import load_onnx
 from fullquant.readers.onnx_tensors import CONVERTED_FROM
@@ -18,7 +18,7 @@ from fullquant.readers.pir import load_pir_program
 from fullquant.readers.program_desc import load_program
 from fullquant.readers.signature import check_numbers, check_precision, element_types
 
-__all__ = ["OUTPUT_INDEX", "ModelFiles", "find_model", "read_model"]
+__all__ = ["OUTPUT_INDEX", "ModelFiles", "SourceFormat", "find_model", "read_model"]
 
 #: Metadata of a Paddle model of several outputs: the place of the one that was chosen, among those of the file.
 OUTPUT_INDEX = "fullquant.output_index"
