@@ -160,6 +160,11 @@ def test_training_options_without_training(model, data, option):
     assert "belong to training" in " ".join(result.output.replace("│", " ").split())
 
 
+def test_a_reduced_range_for_onednn(model, data):
+    result = fullquant("quantize", model, "--data", data, "--ptq", "--target", "paddle_inference", "--reduce-range")
+    one_line_error(result.exit_code, result.stderr, "reduce_range", "paddle_inference")
+
+
 @pytest.mark.parametrize("command", ["quantize", "inspect"])
 def test_a_pattern_that_is_in_every_name(model, data, command):
     more = ("--data", data, "--ptq") if command == "quantize" else ()

@@ -80,6 +80,7 @@ from fullquant.errors import ConfigError
         (QuantPost, {"not_quant_pattern": ["conv", ""]}, "not_quant_pattern: '' is part of every name; write []"),
         (Global, {"img_size": "224"}, "Global.img_size: '224' is neither an integer nor a list [height, width]"),
         (Global, {"img_size": None}, "Global.img_size: None is neither"),
+        (Global, {"verify_images": -1}, "Global.verify_images: -1 must be >= 0"),
         (Global, {"seed": 2**63}, "must be >= 0 and below 2^63"),
         (Global, {"val_list": ""}, "Global.val_list: '' names nothing"),
         (TrainConfig, {"learning_rate": {"type": ["a"]}}, "TrainConfig.learning_rate: type ['a'] is not a name"),
@@ -251,6 +252,20 @@ class TestQuantization:
         assert target_of_hardware("verisilicon_timvx") == "verisilicon_timvx"
         with pytest.raises(ConfigError, match="unknown hardware 'tpu'"):
             target_of_hardware("tpu")
+
+    @pytest.mark.parametrize("section", [QuantAware, QuantPost])
+    def test_a_reduced_range_has_no_meaning_for_onednn(self, section: type[QuantAware | QuantPost]) -> None:
+        """However the target is named; decision 0024."""
+        with pytest.raises(
+            ConfigError, match=rf"{section.SECTION}\.reduce_range: .*paddle_inference.*remove it"
+        ) as said:
+            section.from_mapping({"target": "paddle_inference", "reduce_range": True})
+        assert "\n" not in str(said.value)
+        for hardware in ("cpu", "paddle_inference"):
+            with pytest.raises(ConfigError, match="reduce_range"):
+                section(reduce_range=True).target_for(hardware)
+        assert section(reduce_range=True).target_for("gpu") == "tensorrt"
+        assert section(target="paddle_inference").target_for() == "paddle_inference"
 
 
 class TestTrainConfig:

@@ -416,8 +416,8 @@ class AutoCompression:
         remarks = (*reporting.source_notes(self.model), *measured, *faults)
         found = reporting.record(
             model_dir=self.model_dir, model_format=self.files.source_format, inputs=self.files.paths(),
-            config=self.config, quantized=final, rows=rows, outputs=files.paths(), result=result, kept=kept, kept_reason=reason,
-            seconds=seconds, skipped_images=sum(skipped), notes=remarks,
+            config=self.config, quantized=final, rows=rows, outputs=files.paths(), result=result, kept=kept,
+            kept_reason=reason, seconds=seconds, skipped_images=sum(skipped), notes=remarks,
         )  # fmt: skip
         write_record(found, self.save_dir / "report.json")
         write_html(found, self.save_dir / "report.html")
