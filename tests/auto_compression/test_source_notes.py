@@ -10,9 +10,10 @@ from onnx import helper
 from PIL import Image
 
 from fullquant import AutoCompression, evaluate, quantize
-from fullquant.auto_compression.from_config import _input_keys, default_config
+from fullquant.auto_compression.from_config import default_config, with_image_of_model
 from fullquant.auto_compression.inspection import inspect_model
 from fullquant.auto_compression.reporting import source_notes
+from fullquant.config import Global
 from fullquant.errors import DataError
 from fullquant.passes import prepare
 from fullquant.readers import read_model
@@ -31,9 +32,13 @@ def test_what_is_said_of_a_file(tmp_path: Path) -> None:
 
 
 def test_the_size_of_the_image_is_found_in_nhwc(tmp_path: Path) -> None:
-    assert _input_keys(keras_model(tmp_path / "keras.onnx", "clip"), None) == {"img_size": (24, 24)}
+    fixed = keras_model(tmp_path / "keras.onnx", "clip")
+    found = with_image_of_model(Global(model_dir=str(fixed)))
+    assert (found.img_size, found.resize_size, found.channel_order) == ((24, 24), 28, "rgb")
     free = keras_model(tmp_path / "free.onnx", "clip", "size")
-    assert _input_keys(free, None) == {}
+    assert with_image_of_model(Global(model_dir=str(free))).img_size == (224, 224)
+    given = with_image_of_model(Global(model_dir=str(free), input_shape=(-1, 3, 40, 32)))
+    assert given.img_size == (40, 32)
     for size in ((32, 40), (24, 24)):
         assert inspect_model(free, image_size=size).inputs[0].shape == ("N", 3, *size)
 

@@ -15,7 +15,14 @@ import onnx
 import onnx_ir as ir
 
 from fullquant.auto_compression.embedded import resolve_embedded
-from fullquant.auto_compression.loaders import check_images, check_labels, free_or_fixed, image_sizes, validation_loader
+from fullquant.auto_compression.loaders import (
+    check_images,
+    check_labels,
+    free_or_fixed,
+    image_sizes,
+    validation_loader,
+    with_image,
+)
 from fullquant.config import Config, Global, load_config
 from fullquant.errors import ConfigError, DataError, EngineError, ModelError
 from fullquant.evaluation.accuracy import Predict
@@ -115,6 +122,7 @@ def evaluate(
     section = settings.global_section
     model = _open_model(section.model_path, section.model_filename, section.params_filename, section)
     plans = _plans(model, engines, optimize)
+    section = with_image(section, model.image, model.files.model)
     against = None if reference is None else _open_model(Path(reference), None, None, section)
     with validation_loader(section, total_images) as loader:
         check_images(loader, model.image, model.files.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +32,17 @@ from fullquant.errors import ConfigError, DataError
 from fullquant.graph.layout import TO_FIRST, is_channels_last
 
 FloatArray = npt.NDArray[np.float32]
+log = logging.getLogger("fullquant")
 
 _CALIBRATION_BATCH = 32
 
 
 def preprocess_of(settings: Global) -> Preprocess:
-    """The preprocessing that the configuration describes."""
+    """The preprocessing that the configuration describes, with the defaults of keys that are left to the model."""
+    settings = settings.for_image()
+    assert settings.img_size is not None
+    assert settings.resize_size != "auto"
+    assert settings.channel_order is not None
     return Preprocess(
         img_size=settings.img_size,
         resize_size=settings.resize_size,
@@ -96,6 +102,28 @@ def image_sizes(value: ir.Value) -> tuple[int | None, ...] | None:
     """`free_or_fixed` of a file's image input as [N, C, H, W], also where the file takes it as [N, H, W, C]."""
     sizes = free_or_fixed(value)
     return tuple(sizes[axis] for axis in TO_FIRST) if sizes is not None and is_channels_last(sizes) else sizes
+
+
+def with_image(settings: Global, image: Sequence[int | None] | None, model: str | Path) -> Global:
+    """The section with img_size and channel_order of the model where they are not given, which the log says.
+
+    image: [C, H, W] of the model's input, None where free. Global.input_shape comes first. See `Global.for_image`.
+    """
+    sizes: Sequence[int | None] = image if image is not None and len(image) == 3 else (None, None, None)
+    if settings.input_shape is not None:
+        sizes = [given if given > 0 else own for given, own in zip(settings.input_shape[1:], sizes, strict=True)]
+    found = settings.for_image(*sizes)
+    if settings.img_size is None and found.img_size is not None:
+        reason = f"the input of {model}" if found.img_size == tuple(sizes[1:]) else f"{model} leaves them free"
+        resized = "" if found.keep_ratio_pad else f", resize_size {_shown(found.resize_size)}"
+        log.info("Global.img_size is not given: %s (%s)%s", _shown(found.img_size), reason, resized)
+    if settings.channel_order is None and found.channel_order == "grey":
+        log.info("Global.channel_order is not given: grey, the input of %s has one channel", model)
+    return found
+
+
+def _shown(size: object) -> str:
+    return " x ".join(map(str, size)) if isinstance(size, tuple) else str(size).lower()
 
 
 def check_images(loader: ImageLoader, image: Sequence[int | None] | None, model: str | Path) -> None:
