@@ -31,6 +31,7 @@ from fullquant.auto_compression.loaders import (
     TrainingData,
     check_images,
     check_labels,
+    check_pixels,
     free_or_fixed,
     pool_skipped,
     share_of,
@@ -57,6 +58,7 @@ from fullquant.errors import ConfigError, TrainingError
 from fullquant.passes import prepare
 from fullquant.placement.place import place
 from fullquant.readers import find_model, read_model
+from fullquant.readers.pixels import TAKES_PIXELS
 from fullquant.readers.quantized import refuse_quantized
 from fullquant.report.html import write_html
 from fullquant.report.machine import machine
@@ -199,6 +201,8 @@ class AutoCompression:
         for loader in (self.data.source, self._eval_source):
             if isinstance(loader, ImageLoader):
                 check_images(loader, self._image, self.files.model)
+                if TAKES_PIXELS in self.model.metadata_props:
+                    check_pixels(loader, self.files.model)
         if isinstance(self._eval_source, ImageLoader):
             outputs = free_or_fixed(self.model.graph.outputs[0]) or ()
             check_labels(self._eval_source, outputs[1] if len(outputs) > 1 else None, self.files.model)

@@ -139,6 +139,16 @@ def check_images(loader: ImageLoader, image: Sequence[int | None] | None, model:
         )
 
 
+def check_pixels(loader: ImageLoader, model: str | Path) -> None:
+    """ConfigError unless a model that takes uint8 images gets the pixels as they are."""
+    made = loader.preprocess
+    if any(made.mean) or any(part != 1 for part in made.std) or made.scale != 1:
+        raise ConfigError(
+            f"{model} takes the pixels of images as they are (uint8) and normalises them itself; set Global.mean: 0, "
+            "std: 1 and scale: 1 (--mean 0 --std 1 --scale 1)"
+        )
+
+
 def check_labels(loader: ImageLoader, classes: int | None, model: str | Path) -> None:
     """DataError where a label is beyond the model's classes, which count from 0."""
     largest = int(loader.images.labels.max(initial=UNLABELLED))

@@ -15,6 +15,7 @@ from fullquant.auto_compression.validation import Validation
 from fullquant.config import Config
 from fullquant.graph.layout import INPUT_LAYOUT
 from fullquant.readers.onnx_tensors import CONVERTED_FROM
+from fullquant.readers.pixels import TAKES_PIXELS
 from fullquant.report.machine import machine, package_versions
 from fullquant.report.record import (
     CurvePoint,
@@ -86,12 +87,17 @@ _KERNELS = {
 
 
 def source_notes(model: ir.Model) -> list[str]:
-    """Where the graph that was read differs from the file: the order of axes, the type of its floats."""
+    """Where the graph that was read differs from the file: the order of axes, the type of its input and floats."""
     found, name = [], model.graph.inputs[0].name
     if model.metadata_props.get(INPUT_LAYOUT) == "NHWC":
         found.append(
             "The float model takes images as [N, height, width, channels] (NHWC); the files written here take "
             f"{name!r} as [N, channels, height, width] (NCHW), without the transposes."
+        )
+    if TAKES_PIXELS in model.metadata_props:
+        found.append(
+            "The float model takes images as uint8 and normalises them itself; the files written here take "
+            f"{name!r} as float32 with the same numbers, 0 to 255."
         )
     kind = model.metadata_props.get(CONVERTED_FROM)
     if kind:

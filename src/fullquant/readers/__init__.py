@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from fullquant.graph.collection import without_collection
@@ -15,6 +16,7 @@ from fullquant.readers.onnx_tensors import CONVERTED_FROM
 from fullquant.readers.paddle import classifier_of, program_to_onnx
 from fullquant.readers.paddle_params import load_parameters
 from fullquant.readers.pir import load_pir_program
+from fullquant.readers.pixels import TAKES_PIXELS
 from fullquant.readers.program_desc import load_program
 from fullquant.readers.signature import check_numbers, check_precision, element_types
 
@@ -58,6 +60,8 @@ def read_model(
         parameters = load_parameters(files.params, program.parameters) if files.params else {}
         program, parameters, halves = in_float32(program, parameters)
         model = program_to_onnx(program, parameters, input_shape)
+        if program.inputs[0].dtype == np.uint8:
+            model.metadata_props[TAKES_PIXELS] = "UINT8"
         if halves:
             model.metadata_props[CONVERTED_FROM] = " and ".join(halves)
         model.metadata_props["fullquant.params_file"] = str(files.params or "")
