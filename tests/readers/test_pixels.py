@@ -128,9 +128,7 @@ def program(folder: Path, *, to: int = FLOAT32, moved: bool = False) -> Path:
     if moved:
         calls[0] = ("cast", {"X": ["t"]}, {"Out": ["a"]}, {"in_dtype": 20, "out_dtype": to})
         calls.insert(0, ("transpose2", {"X": ["x"]}, {"Out": ["t"]}, {"axis": [0, 1, 3, 2]}))
-    return write_program(
-        folder, calls, input_shape=SHAPE, input_dtype=np.dtype(np.uint8), variables={"a": SHAPE, "y": SHAPE}
-    )
+    return write_program(folder, calls, input_shape=SHAPE, input_dtype="uint8", variables={"a": SHAPE, "y": SHAPE})
 
 
 @pytest.mark.parametrize("moved", [False, True])
