@@ -19,6 +19,9 @@ def shift_before_scale(model: ir.Model) -> int:
     fold_scale_shift takes both into convolutions without padding. With padding only a scale folds: the zeros around
     a * x + b are the value -b / a around x, another one for each channel. So the shift stays, but no operator does the
     scaling. For images alone: within a network b / a of a channel with a small a could be far beyond the others.
+
+    And for one a for all channels: of several, affine_to_depthwise makes one convolution with the shift as its bias,
+    which is no more than the addition that would stay, and runs where constants of additions do not (oneDNN).
     """
     count = 0
     for image in model.graph.inputs:
@@ -29,7 +32,9 @@ def shift_before_scale(model: ir.Model) -> int:
 
 def _exchange(image: ir.Value, scaling: ir.Node) -> bool:
     first = channel_affine(scaling)
-    if first is None or first.data is not image or np.any(first.shift != 0) or np.any(first.scale == 0):
+    if first is None or first.data is not image or np.any(first.shift != 0):
+        return False
+    if first.scale[0] == 0 or np.any(first.scale != first.scale[0]):
         return False
     shifting = sole_consumer(scaling.outputs[0])
     second = None if shifting is None else channel_affine(shifting)
