@@ -5,21 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 from PIL import Image
 
 from fullquant import AutoCompression, evaluate, quantize
 from fullquant.auto_compression.from_config import default_config, with_image_of_model
 from fullquant.auto_compression.inspection import inspect_model
-from fullquant.auto_compression.reporting import source_notes
+from fullquant.auto_compression.loaders import train_loader
+from fullquant.auto_compression.reporting import own_normalisation, source_notes
 from fullquant.config import Global
 from fullquant.errors import DataError
 from fullquant.passes import prepare
 from fullquant.readers import read_model
+from tests.graph.toy_models import parse
 from tests.readers.test_keras_style import keras_model
 from tests.readers.test_onnx import classifier, model, saved
 from tests.readers.test_onnx_tensors import KINDS, halved
+from tests.readers.test_pixels import pixel_model
 
 
 def test_what_is_said_of_a_file(tmp_path: Path) -> None:
@@ -74,3 +78,35 @@ def test_a_keras_model_is_quantized_and_evaluated(tmp_path: Path) -> None:
     (row,) = evaluate(config, path, progress=False)  # the file in NHWC itself
     (floats,) = [r for r in result.record.rows if r.engine == "float"]
     assert row.top1 == floats.top1
+
+
+FRONTS = {
+    "Sub(x, t)  n = Div(a, s)": ("Sub", "Div"),
+    "Mul(s, x)  n = Add(a, t)": ("Mul", "Add"),
+    "Identity(x)  n = Mul(a, s)": ("Mul",),
+    "Sub(s, x)  n = Relu(a)": ("Sub",),
+    "Relu(x)  n = Mul(a, s)": (),
+    "Mul(x, x)  n = Identity(a)": (),
+}
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_a_model_that_normalises_its_images_itself(front: str) -> None:
+    constants = {name: np.float32(0.5) for name in "st" if f"{name}," in front or f", {name})" in front}
+    graph = f"g (float[N,3,8,8] x, float[4,3,3,3] w) => (float y) {{ a = {front}  y = Conv(n, w) }}"
+    assert own_normalisation(parse(graph, **constants)) == FRONTS[front]
+
+
+@pytest.mark.parametrize(("mean", "said"), [(0.485, True), (0.0, False)])
+def test_images_that_are_normalised_twice(tmp_path: Path, mean: float, said: bool) -> None:
+    path = pixel_model(tmp_path / "model.onnx", "NHWC, cast first")
+    proto = onnx.load(path)
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    onnx.save(proto, path)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "train_list.txt").write_text("a.png 0\n")
+    section = Global(data_dir=str(tmp_path), img_size=(8, 8), resize_size=8, batch_size=1, mean=(mean,), std=(1.0,))
+    config = {"Global": {}, "QuantPost": {}}
+    job = AutoCompression(path, train_loader(section), save_dir=tmp_path / "out", config=config, progress=False)
+    remarks = [remark for remark in job._remarks if "normalises its images itself (Sub, Mul in front" in remark]
+    assert bool(remarks) is said

@@ -157,8 +157,6 @@ class AutoCompression:
         self._source = read_model(model_dir, model_filename, params_filename, self._shapes(input_shapes), output)
         refuse_quantized(self._source, self.files.model)
         self.model = prepare(self._source)
-        for remark in reporting.source_notes(self.model):
-            log.warning("%s", remark)
         self.input_name = str(self.model.graph.inputs[0].name)
         self._check_names()
         self._find_teacher()
@@ -166,6 +164,9 @@ class AutoCompression:
         self.data = TrainingData(train_dataloader, self.input_name, self._image)
         self._eval_callback, self._eval_source = eval_callback, eval_dataloader
         self._check_loaders()
+        self._remarks = reporting.source_notes(self.model) + self._twice()
+        for remark in self._remarks:
+            log.warning("%s", remark)
 
     # ---- set-up ------------------------------------------------------------------------------------------------
 
@@ -206,6 +207,15 @@ class AutoCompression:
         if isinstance(self._eval_source, ImageLoader):
             outputs = free_or_fixed(self.model.graph.outputs[0]) or ()
             check_labels(self._eval_source, outputs[1] if len(outputs) > 1 else None, self.files.model)
+
+    def _twice(self) -> list[str]:
+        made = [
+            loader.preprocess for loader in (self.data.source, self._eval_source) if isinstance(loader, ImageLoader)
+        ]
+        normalised = any(any(one.mean) or any(part != 1 for part in one.std) for one in made)
+        if not normalised or not reporting.own_normalisation(self._source):
+            return []
+        return [reporting.normalised_twice(self._source, self.files.model)]
 
     @property
     def _probabilities(self) -> bool:
@@ -417,7 +427,7 @@ class AutoCompression:
     ) -> Record:  # fmt: skip
         skipped = [loader.skipped for loader in self._image_loaders()]
         measured = reporting.notes(rows, machine().get("vnni")) if rows else [reporting.not_run(self.save_dir)]
-        remarks = (*reporting.source_notes(self.model), *measured, *faults)
+        remarks = (*self._remarks, *measured, *faults)
         found = reporting.record(
             model_dir=self.model_dir, model_format=self.files.source_format, inputs=self.files.paths(),
             config=self.config, quantized=final, rows=rows, outputs=files.paths(), result=result, kept=kept,
