@@ -135,8 +135,8 @@ def normalised_twice(model: ir.Model, source: str | Path) -> str:
     """The remark where own_normalisation finds something, and the preprocessing has a mean and std as well."""
     operators = ", ".join(own_normalisation(model))
     return (
-        f"{source} normalises its images itself ({operators} in front of the first layer), and Global.mean and std do it "
-        "before: unless the model was trained so, set mean: 0 and std: 1, and scale: 1 or 1/255."
+        f"{source} normalises its images itself ({operators} in front of the first layer), and Global.mean and std do "
+        "it before: unless the model was trained so, set mean: 0 and std: 1, and scale: 1 or 1/255."
     )
 
 
