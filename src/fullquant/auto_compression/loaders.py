@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from PIL import Image
 
 from fullquant.config import Global
 from fullquant.data import (
@@ -28,13 +29,15 @@ from fullquant.data import (
 from fullquant.data.feeds import Feeds
 from fullquant.data.shared_list import default_folder
 from fullquant.distributed import ALONE, World
-from fullquant.errors import ConfigError, DataError
+from fullquant.errors import ConfigError, DataError, FullquantError
 from fullquant.graph.layout import TO_FIRST, is_channels_last
 
 FloatArray = npt.NDArray[np.float32]
 log = logging.getLogger("fullquant")
 
 _CALIBRATION_BATCH = 32
+# Images that tell whether all have the size of the model's input.
+_LOOKED_AT = 8
 
 
 def preprocess_of(settings: Global) -> Preprocess:
@@ -107,7 +110,8 @@ def image_sizes(value: ir.Value) -> tuple[int | None, ...] | None:
 def with_image(settings: Global, image: Sequence[int | None] | None, model: str | Path) -> Global:
     """The section with img_size and channel_order of the model where they are not given, which the log says.
 
-    image: [C, H, W] of the model's input, None where free. Global.input_shape comes first. See `Global.for_image`.
+    image: [C, H, W] of the model's input, None where free. Global.input_shape comes first. See `Global.for_image`; but
+    where the images have the model's size already, `resize_size: auto` leaves them as they are.
     """
     sizes: Sequence[int | None] = image if image is not None and len(image) == 3 else (None, None, None)
     if settings.input_shape is not None:
@@ -116,10 +120,34 @@ def with_image(settings: Global, image: Sequence[int | None] | None, model: str 
     if settings.img_size is None and found.img_size is not None:
         reason = f"the input of {model}" if found.img_size == tuple(sizes[1:]) else f"{model} leaves them free"
         resized = "" if found.keep_ratio_pad else f", resize_size {_shown(found.resize_size)}"
+        if settings.resize_size == "auto" and _have_size(settings, found.img_size):
+            found = replace(found, resize_size=found.img_size)
+            resized = ", which the images have already"
         log.info("Global.img_size is not given: %s (%s)%s", _shown(found.img_size), reason, resized)
     if settings.channel_order is None and found.channel_order == "grey":
         log.info("Global.channel_order is not given: grey, the input of %s has one channel", model)
     return found
+
+
+def _have_size(settings: Global, size: tuple[int, int]) -> bool:
+    """Whether images, a few of the validation list or else of the training list, have this (height, width) in the file.
+
+    False where there is none that can be read: the loaders say so.
+    """
+    splits: tuple[Literal["val", "train"], ...] = ("val", "train")
+    for split in splits:
+        try:
+            images = images_of_split(settings, split).spread(_LOOKED_AT)
+            sizes = {_size_of(images.path(index)) for index in range(len(images))}
+        except (FullquantError, OSError):
+            continue
+        return sizes == {size}
+    return False
+
+
+def _size_of(path: str) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.height, image.width
 
 
 def _shown(size: object) -> str:
