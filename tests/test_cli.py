@@ -178,6 +178,24 @@ def test_quantize_options_win_over_the_file(tmp_path, config, model):
     assert not (out / "inference.pdmodel").exists()
 
 
+def test_the_image_size_is_the_models_where_the_file_has_none(tmp_path, model, data, monkeypatch, capsys):
+    """run.py, eval.py and verify: 8 x 8, where PaddleSlim's default would be 224."""
+    document = {"Global": dict(settings(model, data)["Global"]), "QuantPost": {"algo": "abs_max"}}
+    del document["Global"]["img_size"], document["Global"]["resize_size"]
+    path, out = write(tmp_path / "post.yaml", document), tmp_path / "out"
+    arguments = ("--config_path", path, "--save_dir", out, "--devices", "cpu")
+    status, _, err = script(run_script, monkeypatch, capsys, *arguments)
+    assert status == 0, err
+    assert f"Global.img_size is not given: 8 x 8 (the input of {model}), resize_size 10" in err
+    written = json.loads((out / "report.json").read_text())["config"]["global_section"]
+    assert (written["img_size"], written["resize_size"], written["channel_order"]) == ([8, 8], 10, "rgb")
+    status, stdout, err = script(eval_script, monkeypatch, capsys, "--config_path", path, "--model_dir", out)
+    assert status == 0, err
+    assert LAST_LINE.search(stdout)
+    verified = fullquant("verify", out, "--config", path, "--engine", "onnxruntime", "--no-locate")
+    assert "simulated" in verified.stdout, verified.output
+
+
 def test_ptq_of_a_training_configuration(tmp_path, config, model):
     out = tmp_path / "out"
     result = fullquant("quantize", model, "--config", config, "--save-dir", out, "--ptq", "--devices", "cpu")
@@ -193,6 +211,36 @@ def test_total_images_is_the_length_of_the_cosine(tmp_path, config, monkeypatch,
     status, _, err = script(run_script, monkeypatch, capsys, *arguments)
     assert status == 0, err
     assert json.loads((out / "report.json").read_text())["config"]["train"]["learning_rate"]["T_max"] == 7
+
+
+def test_verify_images_limits_what_the_files_are_run_on(tmp_path, model, data):
+    out = tmp_path / "out"
+    options = ("--data", data, "--ptq", "--verify-images", 7, "--save-dir", out, "--devices", "cpu")
+    result = fullquant("quantize", model, *options)
+    assert result.exit_code == 0, result.output
+    assert "7 images" in result.stdout
+    report = json.loads((out / "report.json").read_text())
+    ran = [row for row in report["rows"] if not row["error"]]
+    assert {row["engine"] for row in ran} >= {"float", "simulated", "integer", "onnxruntime"}
+    assert {row["images"] for row in ran} == {7}
+
+
+def test_verify_images_0_runs_no_file_and_says_so(tmp_path, config, monkeypatch, capsys):
+    out = tmp_path / "out"
+    arguments = ("--config_path", config, "--save_dir", out, "--verify_images", 0, "--devices", "cpu")
+    status, stdout, err = script(run_script, monkeypatch, capsys, *arguments)
+    assert status == 0, err
+    assert all((out / name).is_file() for name in OUTPUTS)
+    report = json.loads((out / "report.json").read_text())
+    assert report["rows"] == []
+    assert report["config"]["global_section"]["verify_images"] == 0
+    assert "verify" not in report["seconds"]
+    (note,) = [note for note in report["notes"] if "not run" in note]
+    assert f"fullquant verify {out}" in note
+    assert "not run" in stdout
+    assert "not run" in (out / "report.html").read_text()
+    verified = fullquant("verify", out, "--engine", "onnxruntime", "--no-locate", "--min-agreement", 0)
+    assert "simulated" in verified.stdout, verified.output
 
 
 # ---- evaluate ------------------------------------------------------------------------------------------------------

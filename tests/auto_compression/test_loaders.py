@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fullquant.auto_compression.loaders import TrainingData, images_of_split, train_loader, validation_loader
+from fullquant.auto_compression.loaders import (
+    FirstImages,
+    TrainingData,
+    images_of_split,
+    train_loader,
+    validation_loader,
+    with_image,
+)
 from fullquant.config import Global
 from fullquant.errors import DataError
 
@@ -90,6 +97,43 @@ def test_calibration_follows_on_bad_image(images: Path, mode: str) -> None:
         return
     assert sum(len(batch) for batch in TrainingData(source, "x").calibration(None)) == 11
     assert source.skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "model", "resized"),
+    [
+        ({}, (3, 8, 8), (8, 8)),  # the images are 8 x 8
+        ({}, (3, 16, 16), 19),
+        ({"resize_size": 9}, (3, 8, 8), 9),
+        ({"img_size": 8}, (3, 8, 8), 256),
+        ({"val_list": "lists/none.txt"}, (3, 8, 8), (8, 8)),
+        ({"val_list": "lists/none.txt", "train_list": "lists/none.txt"}, (3, 8, 8), 10),
+    ],
+)
+def test_images_of_the_models_size_are_not_resized(
+    images: Path, keys: dict[str, object], model: tuple[int, int, int], resized: object
+) -> None:
+    lists = {"val_list": "lists/val.txt", "train_list": "lists/train.txt", **keys}
+    found = with_image(Global.from_mapping({"data_dir": str(images), **lists}), model, "model")
+    assert found.resize_size == resized
+
+
+def test_one_image_of_another_size_is_enough_to_resize(images: Path) -> None:
+    Image.new("RGB", (9, 8)).save(images / "images" / "a" / "00.jpg")
+    (images / "val_list.txt").write_text("images/a/00.jpg 0\nimages/a/01.jpg 0\n")
+    assert with_image(Global(data_dir=str(images)), (3, 8, 8), "model").resize_size == 10
+    (images / "images" / "a" / "00.jpg").write_bytes(b"no image")
+    assert with_image(Global(data_dir=str(images)), (3, 8, 8), "model").resize_size == 10
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(0, []), (3, [3]), (4, [4]), (6, [4, 2]), (99, [4, 4, 1])])
+def test_the_first_images_of_a_users_loader(count: int, sizes: list[int]) -> None:
+    images, labels = np.zeros((9, 3, 2, 2), np.float32), np.arange(9)
+    first = FirstImages([(images[k : k + 4], labels[k : k + 4]) for k in (0, 4, 8)], count)
+    for _ in range(2):  # it is read again for the second stage
+        batches = list(first)
+        assert [len(batch) for batch, _ in batches] == sizes
+        assert [label for _, own in batches for label in own] == list(range(min(count, 9)))
 
 
 def test_a_users_loader_of_another_shape_is_refused() -> None:

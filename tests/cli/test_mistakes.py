@@ -133,10 +133,9 @@ def test_a_skipped_image_is_counted_once(tmp_path, model, own_data, run):
     assert err.count("skipped: ") == 2
 
 
-def test_verification_of_a_sample_skips_too(model, own_data, run, monkeypatch):
+def test_verification_of_a_sample_skips_too(model, own_data, run):
     (own_data / "images" / "03.jpg").write_bytes(b"no image")
-    monkeypatch.setattr("fullquant.auto_compression.api.VERIFY_IMAGES", 19)
-    status, err = run(calibration_only(model, own_data, on_bad_image="skip"))
+    status, err = run(calibration_only(model, own_data, on_bad_image="skip", verify_images=19))
     assert status == 0, err
 
 
@@ -159,6 +158,11 @@ def test_training_options_without_training(model, data, option):
     result = fullquant("quantize", model, "--data", data, "--ptq", *option)
     assert result.exit_code == 2, result.output
     assert "belong to training" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_reduced_range_for_onednn(model, data):
+    result = fullquant("quantize", model, "--data", data, "--ptq", "--target", "paddle_inference", "--reduce-range")
+    one_line_error(result.exit_code, result.stderr, "reduce_range", "paddle_inference")
 
 
 @pytest.mark.parametrize("command", ["quantize", "inspect"])

@@ -36,7 +36,9 @@ def test_full_quantization_example() -> None:
     assert config.target() == "paddle_lite"
     assert config.global_section.input_name == "inputs"
     assert config.global_section.model_path == Path("MobileNetV3_large_x1_0_infer")
-    assert (config.global_section.batch_size, config.global_section.img_size) == (128, (224, 224))
+    assert config.global_section.batch_size == 128
+    images = config.global_section.for_image(3, None, None)
+    assert (images.img_size, images.resize_size, images.channel_order) == ((224, 224), 256, "rgb")
     assert config.distillation == Distillation(loss=("soft_label",))
     assert config.quant_aware is not None
     assert config.quant_aware.use_pact

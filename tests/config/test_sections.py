@@ -79,7 +79,7 @@ from fullquant.errors import ConfigError
         (QuantPost, {"activation_quantize_type": "kl"}, "QuantPost.activation_quantize_type"),
         (QuantPost, {"not_quant_pattern": ["conv", ""]}, "not_quant_pattern: '' is part of every name; write []"),
         (Global, {"img_size": "224"}, "Global.img_size: '224' is neither an integer nor a list [height, width]"),
-        (Global, {"img_size": None}, "Global.img_size: None is neither"),
+        (Global, {"verify_images": -1}, "Global.verify_images: -1 must be >= 0"),
         (Global, {"seed": 2**63}, "must be >= 0 and below 2^63"),
         (Global, {"val_list": ""}, "Global.val_list: '' names nothing"),
         (TrainConfig, {"learning_rate": {"type": ["a"]}}, "TrainConfig.learning_rate: type ['a'] is not a name"),
@@ -252,6 +252,20 @@ class TestQuantization:
         with pytest.raises(ConfigError, match="unknown hardware 'tpu'"):
             target_of_hardware("tpu")
 
+    @pytest.mark.parametrize("section", [QuantAware, QuantPost])
+    def test_a_reduced_range_has_no_meaning_for_onednn(self, section: type[QuantAware | QuantPost]) -> None:
+        """However the target is named; decision 0024."""
+        with pytest.raises(
+            ConfigError, match=rf"{section.SECTION}\.reduce_range: .*paddle_inference.*remove it"
+        ) as said:
+            section.from_mapping({"target": "paddle_inference", "reduce_range": True})
+        assert "\n" not in str(said.value)
+        for hardware in ("cpu", "paddle_inference"):
+            with pytest.raises(ConfigError, match="reduce_range"):
+                section(reduce_range=True).target_for(hardware)
+        assert section(reduce_range=True).target_for("gpu") == "tensorrt"
+        assert section(target="paddle_inference").target_for() == "paddle_inference"
+
 
 class TestTrainConfig:
     @pytest.mark.parametrize(
@@ -281,6 +295,35 @@ def test_conversion_of_unions_and_descriptions() -> None:
     assert convert("None", str | None, "x") is None
     assert describe(int | tuple[int, ...] | None) == "an integer or a list, each an integer or null"
     assert describe(Augment) == "a Augment mapping"
+
+
+@pytest.mark.parametrize(
+    ("keys", "image", "found"),
+    [
+        ({}, (3, 32, 32), ((32, 32), 37, "rgb")),
+        ({}, (3, 224, 224), ((224, 224), 256, "rgb")),
+        ({}, (1, 48, 192), ((48, 192), (48, 192), "grey")),
+        ({}, (3, None, None), ((224, 224), 256, "rgb")),
+        ({}, (3, None, 32), ((224, 224), 256, "rgb")),
+        ({}, (None, None, None), ((224, 224), 256, "rgb")),
+        ({"img_size": 64}, (3, 32, 32), ((64, 64), 256, "rgb")),
+        ({"resize_size": 40}, (3, 32, 32), ((32, 32), 40, "rgb")),
+        ({"resize_size": None, "channel_order": "bgr"}, (3, 32, 32), ((32, 32), None, "bgr")),
+        ({"resize_size": "auto", "img_size": "None"}, (3, 32, 32), ((32, 32), 37, "rgb")),
+        ({"mean": 0.5, "std": 0.5}, (1, 32, 32), ((32, 32), 37, "grey")),
+    ],
+)
+def test_what_is_not_given_is_the_models(keys: dict[str, Any], image: tuple[int | None, ...], found: Any) -> None:
+    section = Global.from_mapping(keys).for_image(*image)
+    assert (section.img_size, section.resize_size, section.channel_order) == found
+    assert section.for_image() == section
+
+
+def test_what_does_not_fit_to_the_model_is_said() -> None:
+    with pytest.raises(ConfigError, match=r"Global.resize_size: 30 is below img_size \(32, 32\)"):
+        Global(resize_size=30).for_image(3, 32, 32)
+    with pytest.raises(ConfigError, match=r"Global.mean: .* must have 1 number, the images are grey"):
+        Global(mean=(0.5, 0.5, 0.4)).for_image(1, 32, 32)
 
 
 def test_one_number_stands_for_all_channels() -> None:

@@ -21,6 +21,7 @@ def write_program(
     parameters: Mapping[str, np.ndarray] | None = None,
     *,
     input_shape: Sequence[int] = (-1, 3, 6, 8),
+    input_dtype: str = "float32",
     inputs: Sequence[str] = ("x",),
     outputs: Sequence[str] = ("y",),
     variables: Mapping[str, Sequence[int]] | None = None,
@@ -31,7 +32,7 @@ def write_program(
     program.version.version = 2006002
     block = program.blocks.add(idx=0, parent_idx=-1)
     for name in inputs:
-        _variable(block, name, np.dtype(np.float32), input_shape)
+        _variable(block, name, np.dtype(input_dtype), input_shape)
     for name, shape in (variables or {}).items():
         _variable(block, name, np.dtype(np.float32), shape)
     for name, array in parameters.items():

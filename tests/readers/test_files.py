@@ -47,6 +47,24 @@ def test_found(
     assert find_model(path) == expected
 
 
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["m.pdmodel", "m.pdiparams", "labels.txt"], ["m.pdmodel", "m.pdiparams"]),
+        (["__model__", "conv_b", "Conv_w"], ["__model__", "Conv_w", "conv_b"]),
+        (["m.pdmodel"], ["m.pdmodel"]),
+        (["m.onnx", "m.onnx.data"], ["m.onnx"]),  # this one is no ONNX model, and names no other file
+    ],
+)
+def test_files_of_a_model(folder: Callable[..., Path], names: list[str], found: list[str]) -> None:
+    path = folder(*names)
+    for index, name in enumerate(found):
+        (path / name).write_bytes(b"x" * 10**index)
+    files = find_model(path)
+    assert [p.name for p in files.paths()] == found
+    assert files.size() == sum(10**index for index in range(len(found)))
+
+
 def test_names_that_are_given(folder: Callable[..., Path]) -> None:
     path = folder("inference.pdmodel", "inference.json", "inference.pdiparams", "other.pdiparams")
     files = find_model(path, "inference.json", "other.pdiparams")

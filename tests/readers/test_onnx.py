@@ -219,7 +219,7 @@ def test_several_inputs_or_outputs(tmp_path: Path) -> None:
 
 def test_input_that_is_no_float_image(tmp_path: Path) -> None:
     nodes = [helper.make_node("Cast", ["image"], ["prob"], to=TensorProto.FLOAT)]
-    info = [helper.make_tensor_value_info("image", TensorProto.UINT8, [1, 3, 8, 8])]
+    info = [helper.make_tensor_value_info("image", TensorProto.INT32, [1, 3, 8, 8])]
     assert "a float32 image is needed" in _error(saved(tmp_path, model(nodes, {}, inputs=info)))
     info = [helper.make_tensor_value_info("image", TensorProto.FLOAT, None)]
     assert "has no shape" in _error(saved(tmp_path, model(nodes, {}, inputs=info)))

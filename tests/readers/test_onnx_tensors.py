@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fullquant.errors import ModelError
 from fullquant.passes import prepare
-from fullquant.readers import read_model
+from fullquant.readers import find_model, read_model
 from fullquant.readers.onnx_tensors import CONVERTED_FROM, LARGEST
 from fullquant.runtime.sessions import open_session
 from tests.readers.onnx_run import run
@@ -132,6 +132,14 @@ def test_weights_of_more_than_2_gb(tmp_path: Path) -> None:
     weight.dims[:] = [2**15, 2**15]
     path.write_bytes(proto.SerializeToString())
     assert "its weights have 4.3 GB, and at most 2 GB are read" in _said(path)
+
+
+@pytest.mark.parametrize("location", ["data.bin", "gone.bin"])
+def test_files_with_external_data_belong_to_the_model(tmp_path: Path, location: str) -> None:
+    path = external(tmp_path, location)  # several tensors in one file
+    (tmp_path / "other.bin").write_bytes(b"1")
+    there = [path, tmp_path / location] if location == "data.bin" else [path]
+    assert find_model(path).paths() == there
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "absolute", "link.bin"])

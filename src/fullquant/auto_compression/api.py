@@ -27,9 +27,11 @@ from fullquant.auto_compression.exporting import (
 )
 from fullquant.auto_compression.loaders import (
     DealtBatches,
+    FirstImages,
     TrainingData,
     check_images,
     check_labels,
+    check_pixels,
     free_or_fixed,
     pool_skipped,
     share_of,
@@ -56,6 +58,7 @@ from fullquant.errors import ConfigError, TrainingError
 from fullquant.passes import prepare
 from fullquant.placement.place import place
 from fullquant.readers import find_model, read_model
+from fullquant.readers.pixels import TAKES_PIXELS
 from fullquant.readers.quantized import refuse_quantized
 from fullquant.report.html import write_html
 from fullquant.report.machine import machine
@@ -68,8 +71,6 @@ from fullquant.training.qat import QatResult
 log = logging.getLogger("fullquant")
 FloatArray = npt.NDArray[np.float32]
 
-# Exported files are checked on at most this many validation images; accuracy is measured on all in training.
-VERIFY_IMAGES = 2000
 # PaddleSlim refuses to train where the measured accuracy of the float model is farther than this from origin_metric.
 _ORIGIN_TOLERANCE = 0.05
 
@@ -156,8 +157,6 @@ class AutoCompression:
         self._source = read_model(model_dir, model_filename, params_filename, self._shapes(input_shapes), output)
         refuse_quantized(self._source, self.files.model)
         self.model = prepare(self._source)
-        for remark in reporting.source_notes(self.model):
-            log.warning("%s", remark)
         self.input_name = str(self.model.graph.inputs[0].name)
         self._check_names()
         self._find_teacher()
@@ -165,6 +164,9 @@ class AutoCompression:
         self.data = TrainingData(train_dataloader, self.input_name, self._image)
         self._eval_callback, self._eval_source = eval_callback, eval_dataloader
         self._check_loaders()
+        self._remarks = reporting.source_notes(self.model) + self._twice()
+        for remark in self._remarks:
+            log.warning("%s", remark)
 
     # ---- set-up ------------------------------------------------------------------------------------------------
 
@@ -200,9 +202,20 @@ class AutoCompression:
         for loader in (self.data.source, self._eval_source):
             if isinstance(loader, ImageLoader):
                 check_images(loader, self._image, self.files.model)
+                if TAKES_PIXELS in self.model.metadata_props:
+                    check_pixels(loader, self.files.model)
         if isinstance(self._eval_source, ImageLoader):
             outputs = free_or_fixed(self.model.graph.outputs[0]) or ()
             check_labels(self._eval_source, outputs[1] if len(outputs) > 1 else None, self.files.model)
+
+    def _twice(self) -> list[str]:
+        made = [
+            loader.preprocess for loader in (self.data.source, self._eval_source) if isinstance(loader, ImageLoader)
+        ]
+        normalised = any(any(one.mean) or any(part != 1 for part in one.std) for one in made)
+        if not normalised or not reporting.own_normalisation(self._source):
+            return []
+        return [reporting.normalised_twice(self._source, self.files.model)]
 
     @property
     def _probabilities(self) -> bool:
@@ -285,9 +298,11 @@ class AutoCompression:
             faults = findings(files)
             for fault in faults:
                 log.warning("%s", fault)
-            with clock.stage("verify"):
-                images = self._verification_loader(validation, calibration)
-                rows = self._verify(teacher, ptq, final, files, kept, images, calibration[0].shape[1:])
+            rows: list[ResultRow] = []
+            if self.config.global_section.verify_images:
+                with clock.stage("verify"):
+                    images = self._verification_loader(validation, calibration)
+                    rows = self._verify(teacher, ptq, final, files, kept, images, calibration[0].shape[1:])
             record = self._report(final, rows, files, faults, result, kept, reason, clock.seconds)
             return CompressionResult(self.save_dir, files, record)
 
@@ -369,8 +384,9 @@ class AutoCompression:
 
     def _digest(self) -> str:
         """Identifies a run: a checkpoint of other settings or another model is not resumed."""
-        entries = [file_entry(p).sha256 for p in (self.files.model, self.files.params) if p is not None and p.is_file()]
+        entries = [file_entry(path).sha256 for path in self.files.paths()]
         settings = reporting.settings_of(self.config)
+        del settings["global_section"]["verify_images"]  # what is done with the files afterwards
         settings["train"] = {
             k: v for k, v in settings["train"].items() if k not in ("resume", "checkpoint_iter", "logging_iter")
         }
@@ -392,34 +408,30 @@ class AutoCompression:
                 rows += verify(teacher, ptq, files_ptq, loader, stage="PTQ", with_float=True, **common)
         rows += verify(teacher, final, files, loader, stage=kept, with_float=not rows, **common)
         latency = float_latency(self.model, shape)
-        size = sum(p.stat().st_size for p in self._inputs())
+        size = self.files.size()
         return [replace(r, latency_ms=latency, file_bytes=size) if r.stage == "float" else r for r in rows]
 
     def _verification_loader(self, validation: Validation, calibration: Sequence[FloatArray]) -> Any:
-        """Labelled images where there are any, at most VERIFY_IMAGES of them; process 0 alone verifies."""
+        """Labelled images where there are any, at most Global.verify_images; process 0 alone verifies."""
+        count = self.config.global_section.verify_images
         if not isinstance(validation, LabelledValidation):
-            return [(images, np.full(len(images), -1, np.int64)) for images in calibration]
+            return list(FirstImages([(images, np.full(len(images), -1, np.int64)) for images in calibration], count))
         loader = self._evaluation(ALONE)
-        if isinstance(loader, ImageLoader) and len(loader.images) > VERIFY_IMAGES:
-            return loader.over(loader.images.spread(VERIFY_IMAGES))
-        return loader
-
-    def _inputs(self) -> list[Path]:
-        params = self.files.params
-        if params is not None and params.is_dir():
-            return sorted(p for p in params.iterdir() if p.is_file())
-        return [p for p in (self.files.model, params) if p is not None]
+        if isinstance(loader, ImageLoader):
+            return loader.over(loader.images.spread(count)) if len(loader.images) > count else loader
+        return FirstImages(loader, count)
 
     def _report(
         self, final: QuantizedModel, rows: Sequence[ResultRow], files: ExportedFiles, faults: Sequence[str],
         result: QatResult | None, kept: str, reason: str, seconds: Mapping[str, float],
     ) -> Record:  # fmt: skip
         skipped = [loader.skipped for loader in self._image_loaders()]
-        remarks = (*reporting.source_notes(self.model), *reporting.notes(rows, machine().get("vnni")), *faults)
+        measured = reporting.notes(rows, machine().get("vnni")) if rows else [reporting.not_run(self.save_dir)]
+        remarks = (*self._remarks, *measured, *faults)
         found = reporting.record(
-            model_dir=self.model_dir, model_format=self.files.source_format, inputs=self._inputs(), config=self.config,
-            quantized=final, rows=rows, outputs=files.paths(), result=result, kept=kept, kept_reason=reason,
-            seconds=seconds, skipped_images=sum(skipped), notes=remarks,
+            model_dir=self.model_dir, model_format=self.files.source_format, inputs=self.files.paths(),
+            config=self.config, quantized=final, rows=rows, outputs=files.paths(), result=result, kept=kept,
+            kept_reason=reason, seconds=seconds, skipped_images=sum(skipped), notes=remarks,
         )  # fmt: skip
         write_record(found, self.save_dir / "report.json")
         write_html(found, self.save_dir / "report.html")

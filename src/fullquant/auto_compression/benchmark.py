@@ -132,20 +132,15 @@ def _entrants(engine: str, saved: SavedModel, source: Path | None, shape: Sequen
     found: list[_Entrant] = []
     files = None if source is None else find_model(source)
     if files is not None and (engine in ONNX_ENGINES or files.source_format != "onnx"):
-        found.append(_Entrant(engine, "float", _paths(files), _source(engine, files, shape, recorded_output(saved))))
+        found.append(
+            _Entrant(engine, "float", tuple(files.paths()), _source(engine, files, shape, recorded_output(saved)))
+        )
     int8 = saved.paddle if engine in PADDLE_ENGINES or saved.onnx is None else find_model(saved.onnx)
     if int8 is None:
         found.append(_Entrant(engine, "int8", (), "", error=f"{saved.folder} holds no Paddle program for {engine}"))
     else:
-        found.append(_Entrant(engine, "int8", _paths(int8), _source(engine, int8, shape)))
+        found.append(_Entrant(engine, "int8", tuple(int8.paths()), _source(engine, int8, shape)))
     return found
-
-
-def _paths(files: ModelFiles) -> tuple[Path, ...]:
-    params = files.params
-    if params is not None and params.is_dir():
-        return tuple(sorted(p for p in params.iterdir() if p.is_file()))
-    return (files.model,) if params is None else (files.model, params)
 
 
 def _source(engine: str, files: ModelFiles, shape: Sequence[int], output: str | None = None) -> Source:

@@ -15,12 +15,21 @@ import onnx
 import onnx_ir as ir
 
 from fullquant.auto_compression.embedded import resolve_embedded
-from fullquant.auto_compression.loaders import check_images, check_labels, free_or_fixed, image_sizes, validation_loader
+from fullquant.auto_compression.loaders import (
+    check_images,
+    check_labels,
+    check_pixels,
+    free_or_fixed,
+    image_sizes,
+    validation_loader,
+    with_image,
+)
 from fullquant.config import Config, Global, load_config
 from fullquant.errors import ConfigError, DataError, EngineError, ModelError
 from fullquant.evaluation.accuracy import Predict
 from fullquant.evaluation.compare import FLOAT, ComparisonRow, compare_engines
 from fullquant.readers import OUTPUT_INDEX, ModelFiles, find_model, read_model
+from fullquant.readers.pixels import TAKES_PIXELS
 from fullquant.report.record import ResultRow
 from fullquant.runtime.sessions import OWN_ENGINES, Session, available_engines, bound_latency, open_session
 
@@ -40,7 +49,7 @@ class _Model:
     """A model on disk. graph: what the readers made of a Paddle program; ONNX files are opened as they are.
 
     image: [C, H, W] of the input, None where free; classes: how many. None where the file does not say.
-    output: which of the file's outputs has the classes.
+    pixels: whether its input is uint8. output: which of the file's outputs has the classes.
     """
 
     files: ModelFiles
@@ -49,14 +58,8 @@ class _Model:
     probabilities: bool
     image: tuple[int | None, ...] | None
     classes: int | None
+    pixels: bool = False
     output: int = 0
-
-    @property
-    def paths(self) -> list[Path]:
-        params = self.files.params
-        if params is not None and params.is_dir():
-            return sorted(p for p in params.iterdir() if p.is_file())
-        return [self.files.model] if params is None else [self.files.model, params]
 
     def session(self, engine: str, optimise: bool) -> Session:
         if engine in ("onnxruntime", "openvino", *OWN_ENGINES) and self.graph is not None:
@@ -122,9 +125,12 @@ def evaluate(
     section = settings.global_section
     model = _open_model(section.model_path, section.model_filename, section.params_filename, section)
     plans = _plans(model, engines, optimize)
+    section = with_image(section, model.image, model.files.model)
     against = None if reference is None else _open_model(Path(reference), None, None, section)
     with validation_loader(section, total_images) as loader:
         check_images(loader, model.image, model.files.model)
+        if model.pixels:
+            check_pixels(loader, model.files.model)
         check_labels(loader, model.classes, model.files.model)
         predictors = {plan.name: _predict(model, plan) for plan in plans}
         if against is not None:
@@ -146,7 +152,7 @@ def _open_model(path: Path, model_filename: str | None, params_filename: str | N
     if section.input_shape is not None:
         shape = {str(graph.graph.inputs[0].name): section.input_shape}
         graph = read_model(path, model_filename, params_filename, shape, output)
-    return _Model(files, graph, *_facts(graph.graph), output=int(graph.metadata_props.get(OUTPUT_INDEX, 0)))
+    return _Model(files, graph, *_facts(graph), output=int(graph.metadata_props.get(OUTPUT_INDEX, 0)))
 
 
 def _onnx_model(files: ModelFiles, output_name: str | None) -> _Model:
@@ -158,12 +164,13 @@ def _onnx_model(files: ModelFiles, output_name: str | None) -> _Model:
         raise ModelError(f"{files.model}: is not an ONNX model; export it again") from error
     if len(proto.graph.output) != 1:
         graph = read_model(files.model, output_name=output_name)
-        return _Model(files, graph, *_facts(graph.graph))
-    return _Model(files, None, *_facts(model.graph))
+        return _Model(files, graph, *_facts(graph))
+    return _Model(files, None, *_facts(model))
 
 
-def _facts(graph: ir.Graph) -> tuple[bool, bool, tuple[int | None, ...] | None, int | None]:
-    """(quantized, probabilities, image, classes) of _Model."""
+def _facts(model: ir.Model) -> tuple[bool, bool, tuple[int | None, ...] | None, int | None, bool]:
+    """(quantized, probabilities, image, classes, pixels) of _Model."""
+    graph = model.graph
     operators = {node.op_type for node in graph}
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]  # old files list both
     image = (image_sizes(inputs[0]) or ())[1:] if len(inputs) == 1 else ()
@@ -173,6 +180,7 @@ def _facts(graph: ir.Graph) -> tuple[bool, bool, tuple[int | None, ...] | None, 
         _ends_in_softmax(graph),
         image or None,
         outputs[1] if len(outputs) > 1 else None,
+        TAKES_PIXELS in model.metadata_props or any(value.dtype == ir.DataType.UINT8 for value in inputs),
     )
 
 
@@ -235,8 +243,7 @@ def _predict(model: _Model, plan: _Plan) -> Predict:
 
 def _row(model: _Model, plan: _Plan, row: ComparisonRow, shape: tuple[int, ...]) -> ResultRow:
     stage = "int8" if model.quantized else FLOAT
-    size = sum(path.stat().st_size for path in model.paths)
-    common: dict[str, Any] = {"file": model.files.model.name, "file_bytes": size}
+    common: dict[str, Any] = {"file": model.files.model.name, "file_bytes": model.files.size()}
     found = row.accuracy
     if found is None:
         return ResultRow(stage, plan.engine, plan.optimise, error=row.error, **common)

@@ -12,8 +12,15 @@ from typing import Any
 
 from fullquant.auto_compression.api import AutoCompression, CompressionResult
 from fullquant.auto_compression.embedded import resolve_embedded
-from fullquant.auto_compression.loaders import image_sizes, images_of_split, train_loader, validation_loader
+from fullquant.auto_compression.loaders import (
+    image_sizes,
+    images_of_split,
+    train_loader,
+    validation_loader,
+    with_image,
+)
 from fullquant.config import Augment, Config, Global, load_config
+from fullquant.config.global_section import resize_for
 from fullquant.config.learning_rate import CosineAnnealingDecay
 from fullquant.data import ImageLoader
 from fullquant.distributed import World, joined
@@ -66,8 +73,8 @@ def _quantize(
     settings = config if isinstance(config, Config) else load_config(config)
     settings = world.first_on_node(lambda: resolve_embedded(settings, progress=progress))
     settings = _spanned(settings, total_images, world.size)
-    section = settings.global_section
-    find_model(section.model_path, section.model_filename, section.params_filename)  # before any image is looked at
+    section = with_image_of_model(settings.global_section)  # the model is looked at before any image
+    settings = replace(settings, global_section=section)
     with contextlib.ExitStack() as stack:
         train = stack.enter_context(_training_images(settings, world))
         validation = _validation(section, world)
@@ -86,28 +93,30 @@ def default_config(model_dir: str | Path, data_dir: str | Path, *, ptq: bool = F
     The image size is that of the model's input, 224 where it is free; the preprocessing is ImageNet's. given: keys of
     Global that say otherwise. ptq: calibrate only; else 300 steps of training (Adam, cosine from 5e-5).
     """
-    keys = {**_input_keys(model_dir, given.get("output_name")), **given}
-    if "resize_size" not in keys and "img_size" in keys:
-        height, width = keys["img_size"]
-        keys["resize_size"] = math.ceil(height * 256 / 224) if height == width else (height, width)
+    keys = dict(given)
+    if "img_size" in keys:
+        keys.setdefault("resize_size", resize_for(*keys["img_size"]))
     if not keys.get("keep_ratio_pad"):
         keys.setdefault("augment", Augment(area=(0.5, 1.0)))
     else:
         keys.setdefault("augment", Augment("none", False))
-    section = Global(model_dir=str(model_dir), data_dir=str(data_dir), **keys)
+    section = with_image_of_model(Global(model_dir=str(model_dir), data_dir=str(data_dir), **keys))
     return replace(load_config(_PTQ if ptq else _QAT), global_section=section)
 
 
-def _input_keys(model_dir: str | Path, output_name: str | None) -> dict[str, Any]:
-    """img_size and channel_order as far as the model's input says them."""
-    shape = image_sizes(read_model(model_dir, output_name=output_name).graph.inputs[0])
-    keys: dict[str, Any] = {}
-    if shape is not None and len(shape) == 4:
-        if isinstance(shape[2], int) and isinstance(shape[3], int):
-            keys["img_size"] = (shape[2], shape[3])
-        if shape[1] == 1:
-            keys["channel_order"] = "grey"
-    return keys
+def with_image_of_model(section: Global) -> Global:
+    """The section with the img_size and the channel_order of its model where they are not given.
+
+    The model is read only where something is asked of it. Raises ModelError where it is not there.
+    """
+    files = find_model(section.model_path, section.model_filename, section.params_filename)
+    known = section.input_shape is not None and min(section.input_shape[1:]) > 0
+    if known or (section.img_size is not None and section.channel_order is not None):
+        return with_image(section, None, files.model)
+    model = read_model(
+        section.model_path, section.model_filename, section.params_filename, output_name=section.output_name
+    )
+    return with_image(section, (image_sizes(model.graph.inputs[0]) or ())[1:], files.model)
 
 
 def _spanned(config: Config, total_images: int | None, processes: int) -> Config:

@@ -30,7 +30,7 @@ from fullquant.placement.decision import Placement
 from fullquant.placement.place import PlacementOptions, place, without_rule
 from fullquant.placement.rules import Target
 from fullquant.placement.target import find_target
-from fullquant.readers import read_model
+from fullquant.readers import ModelFiles, SourceFormat, read_model
 from fullquant.readers.quantized import integer_nodes, split_quantizers
 from fullquant.report.record import PlacementSummary, TensorEntry, read_record
 
@@ -257,12 +257,9 @@ def _int8_bytes(model: ir.Model, placement: Placement) -> int:
 
 
 def _file_bytes(properties: Mapping[str, str]) -> int:
-    paths = [Path(properties["fullquant.model_file"])]
-    params = properties.get("fullquant.params_file", "")
-    if params:
-        place = Path(params)
-        paths += [p for p in place.iterdir() if p.is_file() and p not in paths] if place.is_dir() else [place]
-    return sum(path.stat().st_size for path in paths)
+    model, params = properties["fullquant.model_file"], properties.get("fullquant.params_file", "")
+    source_format: SourceFormat = properties["fullquant.source_format"]  # type: ignore[assignment]
+    return ModelFiles(source_format, Path(model), Path(params) if params else None).size()
 
 
 # ---- the verdict ---------------------------------------------------------------------------------------------------

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from PIL import Image
 
 from fullquant.config import Global
 from fullquant.data import (
@@ -27,16 +29,23 @@ from fullquant.data import (
 from fullquant.data.feeds import Feeds
 from fullquant.data.shared_list import default_folder
 from fullquant.distributed import ALONE, World
-from fullquant.errors import ConfigError, DataError
+from fullquant.errors import ConfigError, DataError, FullquantError
 from fullquant.graph.layout import TO_FIRST, is_channels_last
 
 FloatArray = npt.NDArray[np.float32]
+log = logging.getLogger("fullquant")
 
 _CALIBRATION_BATCH = 32
+# Images that tell whether all have the size of the model's input.
+_LOOKED_AT = 8
 
 
 def preprocess_of(settings: Global) -> Preprocess:
-    """The preprocessing that the configuration describes."""
+    """The preprocessing that the configuration describes, with the defaults of keys that are left to the model."""
+    settings = settings.for_image()
+    assert settings.img_size is not None
+    assert settings.resize_size != "auto"
+    assert settings.channel_order is not None
     return Preprocess(
         img_size=settings.img_size,
         resize_size=settings.resize_size,
@@ -98,6 +107,53 @@ def image_sizes(value: ir.Value) -> tuple[int | None, ...] | None:
     return tuple(sizes[axis] for axis in TO_FIRST) if sizes is not None and is_channels_last(sizes) else sizes
 
 
+def with_image(settings: Global, image: Sequence[int | None] | None, model: str | Path) -> Global:
+    """The section with img_size and channel_order of the model where they are not given, which the log says.
+
+    image: [C, H, W] of the model's input, None where free. Global.input_shape comes first. See `Global.for_image`; but
+    where the images have the model's size already, `resize_size: auto` leaves them as they are.
+    """
+    sizes: Sequence[int | None] = image if image is not None and len(image) == 3 else (None, None, None)
+    if settings.input_shape is not None:
+        sizes = [given if given > 0 else own for given, own in zip(settings.input_shape[1:], sizes, strict=True)]
+    found = settings.for_image(*sizes)
+    if settings.img_size is None and found.img_size is not None:
+        reason = f"the input of {model}" if found.img_size == tuple(sizes[1:]) else f"{model} leaves them free"
+        resized = "" if found.keep_ratio_pad else f", resize_size {_shown(found.resize_size)}"
+        if settings.resize_size == "auto" and _have_size(settings, found.img_size):
+            found = replace(found, resize_size=found.img_size)
+            resized = ", which the images have already"
+        log.info("Global.img_size is not given: %s (%s)%s", _shown(found.img_size), reason, resized)
+    if settings.channel_order is None and found.channel_order == "grey":
+        log.info("Global.channel_order is not given: grey, the input of %s has one channel", model)
+    return found
+
+
+def _have_size(settings: Global, size: tuple[int, int]) -> bool:
+    """Whether images, a few of the validation list or else of the training list, have this (height, width) in the file.
+
+    False where there is none that can be read: the loaders say so.
+    """
+    splits: tuple[Literal["val", "train"], ...] = ("val", "train")
+    for split in splits:
+        try:
+            images = images_of_split(settings, split).spread(_LOOKED_AT)
+            sizes = {_size_of(images.path(index)) for index in range(len(images))}
+        except (FullquantError, OSError):
+            continue
+        return sizes == {size}
+    return False
+
+
+def _size_of(path: str) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.height, image.width
+
+
+def _shown(size: object) -> str:
+    return " x ".join(map(str, size)) if isinstance(size, tuple) else str(size).lower()
+
+
 def check_images(loader: ImageLoader, image: Sequence[int | None] | None, model: str | Path) -> None:
     """ConfigError where the images are not of the shape that the model takes: [C, H, W], None where free."""
     shape = loader.preprocess.shape
@@ -108,6 +164,16 @@ def check_images(loader: ImageLoader, image: Sequence[int | None] | None, model:
         raise ConfigError(
             f"the images become {list(shape)} (channels, height, width), but the input of {model} is {shown}; "
             "set Global.img_size (with resize_size) and Global.channel_order"
+        )
+
+
+def check_pixels(loader: ImageLoader, model: str | Path) -> None:
+    """ConfigError unless a model that takes uint8 images gets the pixels as they are."""
+    made = loader.preprocess
+    if any(made.mean) or any(part != 1 for part in made.std) or made.scale != 1:
+        raise ConfigError(
+            f"{model} takes the pixels of images as they are (uint8) and normalises them itself; set Global.mean: 0, "
+            "std: 1 and scale: 1 (--mean 0 --std 1 --scale 1)"
         )
 
 
@@ -165,6 +231,22 @@ class DealtBatches:
 
     def __iter__(self) -> Iterator[tuple[FloatArray, npt.NDArray[np.int64]]]:
         return itertools.islice(self.feeds.batches(), self.world.rank, None, self.world.size)
+
+
+@dataclass(frozen=True)
+class FirstImages:
+    """The (images, labels) of `batches` up to `count` images, as often as asked; the last batch is cut."""
+
+    batches: Iterable[tuple[FloatArray, npt.NDArray[np.int64]]]
+    count: int
+
+    def __iter__(self) -> Iterator[tuple[FloatArray, npt.NDArray[np.int64]]]:
+        left = self.count
+        batches = iter(self.batches)
+        while left > 0 and (batch := next(batches, None)) is not None:
+            images, labels = batch
+            yield images[:left], labels[:left]
+            left -= len(images)
 
 
 def pool_skipped(loader: ImageLoader, world: World) -> None:

@@ -13,8 +13,10 @@ from fullquant.auto_compression.placed import summary, tensors
 from fullquant.auto_compression.stages import QuantizedModel
 from fullquant.auto_compression.validation import Validation
 from fullquant.config import Config
+from fullquant.graph.edit import constant_operand, sole_consumer
 from fullquant.graph.layout import INPUT_LAYOUT
 from fullquant.readers.onnx_tensors import CONVERTED_FROM
+from fullquant.readers.pixels import TAKES_PIXELS
 from fullquant.report.machine import machine, package_versions
 from fullquant.report.record import (
     CurvePoint,
@@ -74,6 +76,9 @@ def kept_stage(result: QatResult | None, validation: Validation) -> tuple[str, s
     return "QAT", f"{after} at step {result.best_step}, after {before} calibrated"
 
 
+_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
+_UNCHANGED = frozenset({"Cast", "Identity", "Transpose"})
+
 # A runtime that keeps fewer classes than this computes something else than the file.
 _COMPUTED = 0.9
 # Why ONNX Runtime's integer kernels may differ from the file: whether the processor has VNNI -> cause and remedy.
@@ -86,12 +91,17 @@ _KERNELS = {
 
 
 def source_notes(model: ir.Model) -> list[str]:
-    """Where the graph that was read differs from the file: the order of axes, the type of its floats."""
+    """Where the graph that was read differs from the file: the order of axes, the type of its input and floats."""
     found, name = [], model.graph.inputs[0].name
     if model.metadata_props.get(INPUT_LAYOUT) == "NHWC":
         found.append(
             "The float model takes images as [N, height, width, channels] (NHWC); the files written here take "
             f"{name!r} as [N, channels, height, width] (NCHW), without the transposes."
+        )
+    if TAKES_PIXELS in model.metadata_props:
+        found.append(
+            "The float model takes images as uint8 and normalises them itself; the files written here take "
+            f"{name!r} as float32 with the same numbers, 0 to 255."
         )
     kind = model.metadata_props.get(CONVERTED_FROM)
     if kind:
@@ -100,6 +110,42 @@ def source_notes(model: ir.Model) -> list[str]:
             "float32."
         )
     return found
+
+
+def own_normalisation(model: ir.Model) -> tuple[str, ...]:
+    """The operators by which a model, as it was read, normalises its images itself: arithmetic with constants alone.
+
+    () where the images go into a layer as they are.
+    """
+    found: list[str] = []
+    value = model.graph.inputs[0]
+    while (node := sole_consumer(value)) is not None:
+        if node.op_type in _ARITHMETIC:
+            operands = constant_operand(node)
+            if operands is None or operands[0] is not value:
+                break
+            found.append(node.op_type)
+        elif node.op_type not in _UNCHANGED:
+            break
+        value = node.outputs[0]
+    return tuple(found)
+
+
+def normalised_twice(model: ir.Model, source: str | Path) -> str:
+    """The remark where own_normalisation finds something, and the preprocessing has a mean and std as well."""
+    operators = ", ".join(own_normalisation(model))
+    return (
+        f"{source} normalises its images itself ({operators} in front of the first layer), and Global.mean and std do "
+        "it before: unless the model was trained so, set mean: 0 and std: 1, and scale: 1 or 1/255."
+    )
+
+
+def not_run(save_dir: Path) -> str:
+    """The remark where Global.verify_images is 0."""
+    return (
+        f"The files were not run (verify_images: 0), so nothing is measured: fullquant verify {save_dir} compares them "
+        "with the simulation."
+    )
 
 
 def notes(rows: Sequence[ResultRow], vnni: str | None) -> list[str]:

@@ -12,7 +12,13 @@ import numpy.typing as npt
 
 from fullquant.auto_compression.differences import Explanation, explain
 from fullquant.auto_compression.embedded import resolve_embedded
-from fullquant.auto_compression.loaders import check_images, check_labels, free_or_fixed, validation_loader
+from fullquant.auto_compression.loaders import (
+    check_images,
+    check_labels,
+    free_or_fixed,
+    validation_loader,
+    with_image,
+)
 from fullquant.auto_compression.saved import (
     find_saved,
     float_model,
@@ -186,6 +192,7 @@ def verify_saved(
     settings = settings if isinstance(settings, Config) else load_config(settings)
     section = resolve_embedded(Config(global_section=settings.global_section), progress=progress).global_section
     shape = image_shape(saved, section.img_size)
+    section = with_image(section, shape, saved.models[0])
     files = [_read(path, shape) for path in saved.models]
     findings = tuple(dict.fromkeys(finding for file in files for finding in _findings(file)))
     source = float_model(saved, reference)

@@ -71,6 +71,7 @@ def quantize(
         bool | None,
         typer.Option("--augment/--no-augment", help="Random crops and flips in training.", show_default=False),
     ] = None,
+    verify_images: opt.VerifyImages = None,
     batch_size: opt.BatchSize = None,
     workers: opt.Workers = None,
     devices: opt.Devices = None,
@@ -105,6 +106,7 @@ def quantize(
         "mean": mean, "std": std, "scale": scale, "img_size": img_size, "resize_size": resize_size,
         "channel_order": channel_order, "interpolation": interpolation, "keep_ratio_pad": keep_ratio_pad,
         "batch_size": batch_size, "workers": workers, "augment": augment, "output_name": output_name,
+        "verify_images": verify_images,
     })  # fmt: skip
     devices = device(devices)
     with one_line_errors(), joined(devices):
@@ -191,7 +193,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     else:
-        show_rows(output(), rows)
+        show_rows(output(), rows, rows[0].file)
     if all(row.error for row in rows):
         raise typer.Exit(1)
 

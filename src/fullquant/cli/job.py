@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +14,7 @@ from fullquant.auto_compression import CompressionResult
 from fullquant.auto_compression.evaluate import ALL, evaluate
 from fullquant.auto_compression.from_config import quantize
 from fullquant.cli.console import list_files, output
-from fullquant.config import Config
+from fullquant.config import Config, load_config
 from fullquant.distributed import from_environment
 from fullquant.errors import ConfigError, DataError, EngineError
 from fullquant.report.record import ResultRow
@@ -21,10 +22,14 @@ from fullquant.report.table import results_table
 
 
 def compress(
-    config: str | Path | Config, save_dir: str, *, total_images: int | None = None, devices: str | None = None
-) -> CompressionResult:
+    config: str | Path | Config, save_dir: str, *, total_images: int | None = None, verify_images: int | None = None,
+    devices: str | None = None,
+) -> CompressionResult:  # fmt: skip
     """Quantizes, and ends with the table, what was kept and why, and where the files are: in process 0."""
     began = time.monotonic()
+    if verify_images is not None:
+        loaded = config if isinstance(config, Config) else load_config(config)
+        config = replace(loaded, global_section=replace(loaded.global_section, verify_images=verify_images))
     result = quantize(config, save_dir, total_images=total_images, device=devices)
     if from_environment().world.first:
         show_result(output(), result, time.monotonic() - began)
@@ -34,8 +39,8 @@ def compress(
 def show_result(console: Console, result: CompressionResult, seconds: float) -> None:
     """The end of a run, on stdout."""
     record = result.record
-    console.print(results_table(record.rows, title=f"{record.model}"))
-    console.print()
+    if record.rows:
+        show_rows(console, record.rows, record.model)
     for note in record.notes:
         console.print(Text(note, style="yellow"), soft_wrap=True)
     if record.skipped_images:
@@ -66,7 +71,7 @@ def evaluate_one(
         config, model_dir, model_filename=model_filename, params_filename=params_filename, engines=(engine,),
         optimize=optimize, total_images=total_images,
     )  # fmt: skip
-    show_rows(console, [row])
+    show_rows(console, [row], row.file)
     if row.error:
         raise EngineError(row.error)
     if row.top1 is None:
@@ -74,8 +79,8 @@ def evaluate_one(
     return row.top1
 
 
-def show_rows(console: Console, rows: Sequence[ResultRow]) -> None:
-    """The table of an evaluation, with the number of images in its title."""
+def show_rows(console: Console, rows: Sequence[ResultRow], name: str) -> None:
+    """The table of an evaluation, with the name of the model and the number of images in its title."""
     images = max((row.images for row in rows), default=0)
-    console.print(results_table(rows, title=f"{rows[0].file}, {images} images"))
+    console.print(results_table(rows, title=f"{name}, {images} images"))
     console.print()

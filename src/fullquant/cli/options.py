@@ -57,6 +57,15 @@ KeepRatioPad = Annotated[
 OutputName = Annotated[
     str | None, typer.Option(metavar="NAME", help="The output with the classes, where the model has several.")
 ]
+VerifyImages = Annotated[
+    int | None,
+    typer.Option(
+        "--verify-images",
+        min=0,
+        help="On how many images, at most, the written files are run in every runtime; 0: they are not run. "
+        "(default: 2000)",
+    ),
+]
 BatchSize = Annotated[int | None, typer.Option(help="Images in a batch. (default: 32)", min=1)]
 Workers = Annotated[int | None, typer.Option(help="Processes that read images. (default: 0, this one)", min=0)]
 Devices = Annotated[

@@ -45,6 +45,17 @@ def run_script(default_config: Path) -> None:
                 "Not given: T_max as in the file, else the steps of the run.",
             ),
         ] = None,
+        verify_images: Annotated[
+            int | None,
+            typer.Option(
+                "--verify_images",
+                "--verify-images",
+                min=0,
+                help="On how many images, at most, the written files are run in every runtime; 0: they are not run. "
+                "[default: verify_images of the file, else 2000]",
+                show_default=False,
+            ),
+        ] = None,
         devices: Annotated[
             str | None,
             typer.Option("--devices", callback=device, help="gpu or cpu. [default: gpu where there is one]"),
@@ -64,6 +75,7 @@ def run_script(default_config: Path) -> None:
                 config_path or default_config,
                 save_dir or (_SAVE_DIR if config_path else DEMO_SAVE_DIR),
                 total_images=total_images,
+                verify_images=verify_images,
                 devices=devices,
             )
 

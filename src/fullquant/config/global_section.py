@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -50,12 +51,21 @@ class Augment(Settings):
         )
 
 
+# PaddleSlim's img_size and resize_size.
+_SIZE, _RESIZED = (224, 224), 256
+
+
+def resize_for(height: int, width: int) -> int | tuple[int, int]:
+    """resize_size in the proportion of ImageNet's, 256 to 224; exactly the image where it is no square."""
+    return math.ceil(height * _RESIZED / _SIZE[0]) if height == width else (height, width)
+
+
 _IMAGENET: Mapping[str, tuple[float, ...]] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def _square(value: object, where: str) -> object:
     """One number is a square: 224 -> (224, 224), (height, width)."""
-    if isinstance(value, (list, tuple)):
+    if value is None or value == "None" or isinstance(value, (list, tuple)):
         return value
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f"{where}: {value!r} is neither an integer nor a list [height, width]")
@@ -94,7 +104,8 @@ class Global(Settings):
     """What the example scripts of PaddleSlim read, and how images are prepared.
 
     An image is read, resized, cropped or padded to img_size (height, width), then (pixel * scale - mean) / std
-    per channel, in channel_order. See docs/configuration.md for each key.
+    per channel, in channel_order. See docs/configuration.md for each key. img_size and channel_order that are not given
+    are those of the model: see `for_image`.
     """
 
     SECTION: ClassVar[str] = "Global"
@@ -105,13 +116,13 @@ class Global(Settings):
     params_filename: str | None = None
     batch_size: int = 32
     data_dir: str | None = None
-    img_size: tuple[int, int] = field(default=(224, 224), metadata={"before": _square})
-    resize_size: int | tuple[int, int] | None = 256
+    img_size: tuple[int, int] | None = field(default=None, metadata={"before": _square})
+    resize_size: int | tuple[int, int] | Literal["auto"] | None = "auto"
     reader_config: str | None = None
     mean: tuple[float, ...] = field(default=_IMAGENET["mean"], metadata={"before": _one_for_all})
     std: tuple[float, ...] = field(default=_IMAGENET["std"], metadata={"before": _one_for_all})
     scale: float = field(default=1.0 / 255.0, metadata={"before": fraction})
-    channel_order: Literal["rgb", "bgr", "grey"] = "rgb"
+    channel_order: Literal["rgb", "bgr", "grey"] | None = None
     interpolation: Interpolation = "lanczos"
     keep_ratio_pad: bool = False
     train_list: str | None = None
@@ -121,14 +132,18 @@ class Global(Settings):
     fast_decode: Literal["never", "training", "always"] = "training"
     augment: Augment = field(default_factory=Augment, metadata={"before": _augment})
     seed: int = 0
+    verify_images: int = 2000
     input_shape: tuple[int, int, int, int] | None = None
 
     def check(self) -> None:
         require(self.batch_size > 0, f"Global.batch_size: {self.batch_size} must be > 0")
         for key in ("data_dir", "train_list", "val_list"):
             require(getattr(self, key) != "", f"Global.{key}: '' names nothing; leave it out, or write a name")
-        require(min(self.img_size) > 0, f"Global.img_size: {self.img_size} must be > 0")
+        require(self.img_size is None or min(self.img_size) > 0, f"Global.img_size: {self.img_size} must be > 0")
         require(self.workers >= 0, f"Global.workers: {self.workers} must be >= 0")
+        require(
+            self.verify_images >= 0, f"Global.verify_images: {self.verify_images} must be >= 0 (0: files are not run)"
+        )
         require(0 <= self.seed < 2**63, f"Global.seed: {self.seed} must be >= 0 and below 2^63")
         for key in ("mean", "std"):
             self._check_channels(key, getattr(self, key))
@@ -166,16 +181,30 @@ class Global(Settings):
         return numbers * 3 if len(numbers) == 1 else numbers
 
     def _check_resize(self) -> None:
-        if self.resize_size is None:
+        if self.resize_size is None or self.img_size is None:
             return
-        if isinstance(self.resize_size, int):
-            enough = self.resize_size >= max(self.img_size)
+        resized = _RESIZED if self.resize_size == "auto" else self.resize_size
+        if isinstance(resized, int):
+            enough = resized >= max(self.img_size)
         else:
-            enough = self.resize_size[0] >= self.img_size[0] and self.resize_size[1] >= self.img_size[1]
-        require(
-            enough,
-            f"Global.resize_size: {self.resize_size} is below img_size {self.img_size}, so there is nothing to crop",
-        )
+            enough = resized[0] >= self.img_size[0] and resized[1] >= self.img_size[1]
+        require(enough, f"Global.resize_size: {resized} is below img_size {self.img_size}, so there is nothing to crop")
+
+    def for_image(self, channels: int | None = None, height: int | None = None, width: int | None = None) -> Global:
+        """The section with img_size, resize_size and channel_order as they are used, for an input of these sizes.
+
+        None: free, or not known. An img_size that is not given is the model's where it fixes height and width, else 224
+        as in PaddleSlim; resize_size `auto` keeps ImageNet's proportion to it (of an img_size that is given it is 256,
+        as in PaddleSlim). A channel_order that is not given is grey for one channel, else rgb.
+        Raises ConfigError where what is given does not fit to that.
+        """
+        order = self.channel_order or ("grey" if channels == 1 else "rgb")
+        if self.img_size is None:
+            size = (height, width) if height is not None and width is not None else _SIZE
+            resized = resize_for(*size) if self.resize_size == "auto" else self.resize_size
+        else:
+            size, resized = self.img_size, _RESIZED if self.resize_size == "auto" else self.resize_size
+        return replace(self, img_size=size, resize_size=resized, channel_order=order)
 
     @classmethod
     def from_mapping(cls, values: object) -> Global:

@@ -117,6 +117,7 @@ class QuantizationSettings(Settings):
     weight_rounding: WeightRounding = "compensated"
 
     def check(self) -> None:
+        self.target_for()
         if not all(self.not_quant_pattern):
             raise ConfigError(f"{self.SECTION}.not_quant_pattern: '' is part of every name; write [] for none")
         for name in self.quantize_op_types:
@@ -135,10 +136,17 @@ class QuantizationSettings(Settings):
         return "per_channel" if self.weight_quantize_type == "channel_wise_abs_max" else "per_tensor"
 
     def target_for(self, deploy_hardware: str | None = None) -> TargetName:
-        """The target: as written, else that of deploy_hardware (also a target's own name), else paddle_lite."""
-        if self.target is not None:
-            return self.target
-        return target_of_hardware(deploy_hardware)
+        """The target: as written, else that of deploy_hardware (also a target's own name), else paddle_lite.
+
+        ConfigError for reduce_range with paddle_inference: its weights are rounded again, to 127 in each channel.
+        """
+        target = self.target or target_of_hardware(deploy_hardware)
+        require(
+            not (self.reduce_range and target == "paddle_inference"),
+            f"{self.SECTION}.reduce_range: means nothing for target paddle_inference, whose kernels spread "
+            "the weights of each channel over [-127, 127] again (docs/decisions/0024); remove it or change target",
+        )
+        return target
 
 
 def _nearest_op(name: str) -> str:

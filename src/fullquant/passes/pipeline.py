@@ -41,6 +41,7 @@ from fullquant.passes.normal_reshape import normal_reshape
 from fullquant.passes.pad_tokens import pad_tokens
 from fullquant.passes.remove_identity import remove_identity
 from fullquant.passes.remove_unused import remove_unused
+from fullquant.passes.shift_before_scale import shift_before_scale
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ PIPELINE: tuple[Pass, ...] = (
     fold_batch_norm,
     fold_matmul_affine,
     fold_scale_shift,
+    shift_before_scale,
     merge_branches,
     remove_unused,
 )

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from fullquant.graph.collection import without_collection
-from fullquant.readers.files import ModelFiles, find_model, no_parameters
+from fullquant.readers.files import ModelFiles, SourceFormat, find_model, no_parameters
 from fullquant.readers.halves import in_float32
 from fullquant.readers.onnx import load_onnx
 from fullquant.readers.onnx_tensors import CONVERTED_FROM
 from fullquant.readers.paddle import classifier_of, program_to_onnx
 from fullquant.readers.paddle_params import load_parameters
 from fullquant.readers.pir import load_pir_program
+from fullquant.readers.pixels import TAKES_PIXELS
 from fullquant.readers.program_desc import load_program
 from fullquant.readers.signature import check_numbers, check_precision, element_types
 
-__all__ = ["OUTPUT_INDEX", "ModelFiles", "find_model", "read_model"]
+__all__ = ["OUTPUT_INDEX", "ModelFiles", "SourceFormat", "find_model", "read_model"]
 
 #: Metadata of a Paddle model of several outputs: the place of the one that was chosen, among those of the file.
 OUTPUT_INDEX = "fullquant.output_index"
@@ -58,6 +60,8 @@ def read_model(
         parameters = load_parameters(files.params, program.parameters) if files.params else {}
         program, parameters, halves = in_float32(program, parameters)
         model = program_to_onnx(program, parameters, input_shape)
+        if program.inputs[0].dtype == np.uint8:
+            model.metadata_props[TAKES_PIXELS] = "UINT8"
         if halves:
             model.metadata_props[CONVERTED_FROM] = " and ".join(halves)
         model.metadata_props["fullquant.params_file"] = str(files.params or "")

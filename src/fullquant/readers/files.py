@@ -9,6 +9,7 @@ from typing import Literal
 
 from fullquant.errors import ModelError
 from fullquant.formats.pir_json import is_pir_file
+from fullquant.readers.onnx_tensors import external_files
 from fullquant.readers.wrong_files import WANTED, refuse_wrong_file
 
 SourceFormat = Literal["program_desc", "pir", "onnx"]
@@ -24,6 +25,21 @@ class ModelFiles:
     source_format: SourceFormat
     model: Path
     params: Path | None
+
+    def paths(self) -> list[Path]:
+        """Every file of the model, the program first: its parameters, and the external data of an ONNX file.
+
+        Where each parameter has a file of its own, all files of the folder.
+        """
+        if self.source_format == "onnx":
+            return [self.model, *external_files(self.model)]
+        if self.params is None or not self.params.is_dir():
+            return [path for path in (self.model, self.params) if path is not None]
+        return [self.model, *sorted(p for p in self.params.iterdir() if p.is_file() and p != self.model)]
+
+    def size(self) -> int:
+        """Bytes of all of them."""
+        return sum(path.stat().st_size for path in self.paths())
 
 
 def find_model(path: Path, model_filename: str | None = None, params_filename: str | None = None) -> ModelFiles:

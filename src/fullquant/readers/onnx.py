@@ -15,6 +15,7 @@ from fullquant.graph.edit import constant_value, input_at
 from fullquant.graph.layout import as_declared
 from fullquant.readers.graph_builder import IR_VERSION, OPSET
 from fullquant.readers.onnx_tensors import check_element_types, check_file_size, halves_to_float, load_tensors
+from fullquant.readers.pixels import pixels_to_float
 from fullquant.readers.refusals import (
     CONTROL_FLOW,
     OTHER_DOMAIN,
@@ -246,8 +247,13 @@ def _set_input_shape(path: Path, model: ir.Model, input_shape: Mapping[str, Sequ
     inputs = {str(value.name): value for value in model.graph.inputs}
     check_inputs(path, list(inputs))
     ((name, value),) = inputs.items()
+    if value.dtype == ir.DataType.UINT8:
+        pixels_to_float(path, model, value)
     if value.dtype != ir.DataType.FLOAT:
-        raise ModelError(f"{path}: input {name!r} is {value.dtype}, a float32 image is needed; export a float32 model")
+        raise ModelError(
+            f"{path}: input {name!r} is {value.dtype}, a float32 image is needed (or uint8 behind which a cast to "
+            "float32 stands); export a float32 model"
+        )
     if value.shape is None:
         raise ModelError(f"{path}: input {name!r} has no shape; export the model with its input shape")
     declared = [dim if isinstance(dim, int) else -1 for dim in value.shape]

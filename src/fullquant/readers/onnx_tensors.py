@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from fullquant.errors import ModelError
@@ -33,6 +34,19 @@ def check_file_size(path: Path) -> None:
             f"{path}: has {size / 1e9:.1f} GB, and an ONNX file (a protobuf message) holds at most 2 GB; save it again "
             "with its weights beside it: onnx.save_model(model, path, save_as_external_data=True)"
         )
+
+
+def external_files(path: Path) -> list[Path]:
+    """The files beside an ONNX file that hold tensors of it, those that are there, each once.
+
+    None for a file that is no ONNX model: whoever opens it says so.
+    """
+    try:
+        model = ir.from_proto(onnx.load(path, load_external_data=False))
+    except Exception:  # protobuf, onnx and onnx_ir each have types of their own for damaged messages
+        return []
+    outside = [t for _, t in _tensors(model) if isinstance(t, ir.ExternalTensor)]
+    return [file for file in dict.fromkeys(path.parent / t.location for t in outside) if file.is_file()]
 
 
 def load_tensors(path: Path, model: ir.Model) -> None:

@@ -13,6 +13,7 @@ from fullquant.errors import ModelError
 from fullquant.readers.graph_builder import Array, GraphBuilder
 from fullquant.readers.halves import HALVES
 from fullquant.readers.paddle_ops import LEGACY, translate
+from fullquant.readers.pixels import check_pixels_are_cast
 from fullquant.readers.program import AttrValue, PaddleOp, Program, VariableRef
 from fullquant.readers.refusals import CONTROL_FLOW, Refused, reason_of, refusal
 from fullquant.readers.signature import check_inputs, choose_output, input_dims
@@ -66,14 +67,17 @@ def _shapes(program: Program) -> dict[str, Sequence[int | str] | None]:
 
 
 def _check_types(program: Program) -> None:
-    """One input, a tensor of float32, float16 or bfloat16."""
+    """One input, a tensor of float32, float16 or bfloat16, or of uint8 that is cast."""
     check_inputs(program.path, [variable.name for variable in program.inputs])
     variable = program.inputs[0]
-    if variable.dtype not in {np.dtype(np.float32), *HALVES} or variable.dims is None:
+    floats = {np.dtype(np.float32), *HALVES}
+    if variable.dtype not in {*floats, np.dtype(np.uint8)} or variable.dims is None:
         raise ModelError(
-            f"{program.path}: input {variable.name!r} is {variable.dtype}, a float32 image is needed; "
-            "export a float32 model"
+            f"{program.path}: input {variable.name!r} is {variable.dtype}, a float32 image is needed (or uint8 behind "
+            "which a cast to float32 stands); export a float32 model"
         )
+    if variable.dtype not in floats:
+        check_pixels_are_cast(program)
 
 
 def _needed(ops: Sequence[PaddleOp], output: str) -> tuple[list[PaddleOp], set[str]]:

@@ -37,6 +37,7 @@ class OnnxRuntimeSession:
         self.output_names = tuple(value.name for value in self._session.get_outputs())
         self._declared = {value.name: value.shape for value in self._session.get_inputs()}
         self._halves = frozenset(v.name for v in self._session.get_inputs() if v.type == "tensor(float16)")
+        self._pixels = frozenset(v.name for v in self._session.get_inputs() if v.type == "tensor(uint8)")
 
     def _options(self, threads: int | None) -> Any:
         import onnxruntime
@@ -56,7 +57,8 @@ class OnnxRuntimeSession:
 
     def _run(self, feeds: Mapping[str, Array]) -> list[Array]:
         try:
-            results = self._session.run(None, sessions.as_declared(feeds, self._declared, self._halves))
+            given = sessions.as_declared(feeds, self._declared, self._halves, self._pixels)
+            results = self._session.run(None, given)
         except Exception as error:
             raise sessions.refusal(self.engine, "these inputs", error) from error
         return [sessions.without_halves(result) for result in results]

@@ -41,9 +41,9 @@ class OpenVinoSession:
             for port in self._compiled.inputs
             if port.get_partial_shape().rank.is_static
         }
-        self._halves = frozenset(
-            port.get_any_name() for port in self._compiled.inputs if port.get_element_type() == openvino.Type.f16
-        )
+        kinds = {port.get_any_name(): port.get_element_type() for port in self._compiled.inputs}
+        self._halves = frozenset(name for name, kind in kinds.items() if kind == openvino.Type.f16)
+        self._pixels = frozenset(name for name, kind in kinds.items() if kind == openvino.Type.u8)
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """feeds: {input name: array of any batch size}; the outputs, as arrays of their own."""
@@ -52,7 +52,7 @@ class OpenVinoSession:
 
     def _run(self, feeds: Mapping[str, Array]) -> list[Array]:
         try:
-            results = self._compiled(sessions.as_declared(feeds, self._declared, self._halves))
+            results = self._compiled(sessions.as_declared(feeds, self._declared, self._halves, self._pixels))
         except Exception as error:
             raise sessions.refusal(self.engine, "these inputs", error) from error
         return [sessions.without_halves(np.array(results[port])) for port in self._compiled.outputs]

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fullquant.errors import EngineError
+from fullquant.errors import EngineError, ModelError
 from fullquant.formats.framework_pb2 import OpDesc, ProgramDesc
 from fullquant.formats.pir_json import load_pir
+from fullquant.readers.pir import load_pir_program
+from fullquant.readers.program_desc import load_program
 from fullquant.runtime import sessions
 from fullquant.runtime.executed import ExecutedGraph, ExecutedOperator, executed_graph
 
@@ -54,6 +56,7 @@ class PaddleSession:
             self._predictor = _paddle_inference().create_predictor(self._config())
         self.input_names: tuple[str, ...] = tuple(self._predictor.get_input_names())
         self.output_names: tuple[str, ...] = tuple(self._predictor.get_output_names())
+        self._pixels = _pixels(model)
 
     def _config(self) -> Any:
         (model, params), (optimize, threads) = self._files, self._settings
@@ -82,6 +85,8 @@ class PaddleSession:
             for name in self.input_names:
                 array = np.ascontiguousarray(feeds[name])
                 handle = self._predictor.get_input_handle(name)
+                if name in self._pixels:
+                    array = sessions.as_pixels(array)
                 handle.reshape(array.shape)
                 handle.copy_from_cpu(array)
             self._predictor.run()
@@ -123,6 +128,15 @@ def _enable_onednn(config: Any, model: Path) -> None:
         raise EngineError(f"oneDNN's kernel of {names} corrupts memory; use engine 'paddle', or the .pdmodel form")
     if broken:
         config.set_mkldnn_op(set(operators - broken) | _MADE_BY_PASSES)
+
+
+def _pixels(model: Path) -> frozenset[str]:
+    """The inputs that a program file declares as uint8; Paddle's handles know no type before they have data."""
+    try:
+        program = load_pir_program(model) if model.suffix == ".json" else load_program(model)
+    except ModelError:  # what only Paddle can read
+        return frozenset()
+    return frozenset(variable.name for variable in program.inputs if variable.dtype == np.uint8)
 
 
 def _operators(model: Path) -> set[str]:

@@ -166,17 +166,26 @@ def by_fixed_batch(
 
 
 def as_declared(
-    feeds: Mapping[str, Array], declared: Mapping[str, Sequence[object]], halves: Collection[str] = ()
+    feeds: Mapping[str, Array],
+    declared: Mapping[str, Sequence[object]],
+    halves: Collection[str] = (),
+    pixels: Collection[str] = (),
 ) -> dict[str, Array]:
     """Images [N, C, H, W] in the order [N, H, W, C] for an input that is declared so, as Keras' are; others as is.
 
-    halves: names of the inputs that are float16, for which images are rounded.
+    halves: names of the inputs that are float16, for which images are rounded. pixels: of those that are uint8.
     """
     ordered = {
         name: array.transpose(TO_LAST) if is_in_other_order(array.shape, declared.get(name, ())) else array
         for name, array in feeds.items()
     }
-    return {name: array.astype(np.float16) if name in halves else array for name, array in ordered.items()}
+    ordered |= {name: array.astype(np.float16) for name, array in ordered.items() if name in halves}
+    return ordered | {name: as_pixels(array) for name, array in ordered.items() if name in pixels}
+
+
+def as_pixels(array: Array) -> Array:
+    """The nearest integers 0 to 255, as uint8."""
+    return np.clip(np.rint(array), 0, 255).astype(np.uint8)
 
 
 def without_halves(array: Array) -> Array:
