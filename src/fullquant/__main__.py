@@ -1,4 +1,4 @@
-"""`python -m fullquant` is the command `fullquant`: for environments whose scripts are not on PATH, and for launchers."""
+"""`python -m fullquant` is the command `fullquant`, for environments whose scripts are not on PATH."""
 
 import sys
 
