@@ -46,6 +46,14 @@ BODIES: Mapping[str, Nodes] = {
         _conv("r", "a", "a"), ("Relu", ["a"], ["s"], {}), _conv("r", "b", "b"), ("Relu", ["b"], ["u"], {}),
         ("Add", ["s", "u"], ["t"], {}), ("Relu", ["t"], ["o"], {}),
     ],
+    "function in a sum": [
+        _conv("r", "a", "a"), ("HardSwish", ["a"], ["s"], {}), ("Add", ["r", "s"], ["t"], {}), _conv("t", "b", "o"),
+    ],
+    "padded shortcut": [
+        ("Conv", ["r", "wd", "ba"], ["a"], {**_PAD, "group": 8}), ("Relu", ["a"], ["s"], {}), _conv("s", "b", "b"),
+        ("MaxPool", ["r"], ["q"], {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}), ("Add", ["q", "b"], ["t"], {}),
+        ("Relu", ["t"], ["o"], {}),
+    ],
     "functions": [
         _conv("r", "a", "a"), ("HardSwish", ["a"], ["s"], {}), _conv("s", "b", "b"),
         ("HardSigmoid", ["b"], ["u"], {"alpha": 0.2}), ("Mul", ["u", "s"], ["m"], {}), _conv("m", "c", "d"),

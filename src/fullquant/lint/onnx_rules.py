@@ -7,6 +7,7 @@ float, or wrongly, where they do not (onnxruntime/core/optimizer/qdq_transformer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from fullquant.lint.onnx_graph import (
     same,
     stored_weight,
 )
+from fullquant.placement.rules import Target
 from fullquant.placement.target import TARGETS
 
 Rule = Callable[[ir.Graph], Iterator[Finding]]
@@ -55,8 +57,17 @@ def lint_onnx(source: str | Path | ir.Model) -> list[Finding]:
         except Exception as error:
             raise ModelError(f"{source}: cannot be read as ONNX ({type(error).__name__}: {error})") from error
     table = TARGETS.get(source.metadata_props.get("fullquant.target", ""))
-    rules = [rule for rule in RULES.values() if rule is not sums or table is None or table.rounds_floats]
-    return list(dict.fromkeys(finding for rule in rules for finding in rule(source.graph)))
+    return list(dict.fromkeys(finding for rule in _rules_for(table) for finding in rule(source.graph)))
+
+
+def _rules_for(table: Target | None) -> Iterator[Rule]:
+    """The rules that hold for files of a target; None: of nobody knows which."""
+    for rule in RULES.values():
+        if table is not None and rule is sums:
+            if table.rounds_floats:
+                yield partial(sums, target=table)
+        elif table is None or rule is not operand_types or table.non_negative is None:
+            yield rule
 
 
 def scale_values(graph: ir.Graph) -> Iterator[Finding]:
@@ -116,17 +127,32 @@ def layers(graph: ir.Graph) -> Iterator[Finding]:
             yield _of("missing-scale", node.inputs[0], node, "data of a layer with integer weights without a scale")
 
 
-def sums(graph: ir.Graph) -> Iterator[Finding]:
-    """A layer with integer weights writes integers; not asked of files of targets that leave sums in float.
+def sums(graph: ir.Graph, target: Target | None = None) -> Iterator[Finding]:
+    """A layer with integer weights writes integers, behind what the kernels of the target compute with it, if any.
 
-    Those are written for another runtime than an ONNX one (`placement.rules.Target.rounds_floats`).
+    Not asked of files of targets that leave sums in float: those are written for another runtime than an ONNX one
+    (`placement.rules.Target.rounds_floats`).
     """
     for node in graph:
         if node.op_type not in _LAYERS or stored_weight(node) is None:
             continue
         output = behind_bias(node).outputs[0]
-        if not any(reaches_quantizer(user.node) for user in output.uses()) or output.is_graph_output():
+        written = any(reaches_quantizer(user.node) for user in output.uses()) and not output.is_graph_output()
+        if not written and not (target is not None and _is_taken_on(output, target)):
             yield _of("missing-scale", output, node, "output of a layer with integer weights without a scale")
+
+
+def _is_taken_on(value: ir.Value, target: Target) -> bool:
+    """Whether the target's kernel goes on with a sum that is not rounded, and what comes out in the end is."""
+    readers = [use.node for use in value.uses()]
+    if len(readers) != 1 or value.is_graph_output():
+        return False
+    (reader,) = readers
+    taken = {*target.fused_functions, *(("Add", "Relu", "Clip") if target.fused_sums else ())}
+    if reader.op_type not in taken:
+        return False
+    behind = reader.outputs[0]
+    return any(reaches_quantizer(use.node) for use in behind.uses()) or _is_taken_on(behind, target)
 
 
 def axes(graph: ir.Graph) -> Iterator[Finding]:
@@ -150,7 +176,7 @@ def axes(graph: ir.Graph) -> Iterator[Finding]:
 
 
 def operand_types(graph: ir.Graph) -> Iterator[Finding]:
-    """The operands of Add, Mul and Concat have one integer type."""
+    """The operands of Add, Mul and Concat have one integer type; not asked where a target has two (OpenVINO)."""
     for node in graph:
         if node.op_type not in _ONE_TYPE:
             continue

@@ -1,4 +1,4 @@
-"""Which sums Paddle's oneDNN passes compute inside the convolution in front of them.
+"""Which sums a runtime computes inside the convolution in front of them: Paddle's oneDNN passes, and OpenVINO.
 
 The pass conv_elementwise_add_onednn_fuse_pass (Paddle 45f651a798, paddle/fluid/framework/ir/onednn) takes a sum of
 equal shapes into a convolution whose output nobody else reads:
@@ -10,54 +10,73 @@ equal shapes into a convolution whose output nobody else reads:
 Its patterns name each tensor once. So a convolution that reads the other operand itself is left alone, and so are two
 that read the same tensor (tried, Paddle 3.3.1). A shortcut that does not lead to the convolution, such as a padded one,
 leaves an addition of its own too.
+
+OpenVINO takes a sum into a convolution whatever the other operand is, and with a clamp or a function in between (tried,
+OpenVINO 2026.4.1: small networks of each kind, with and without a rounding in front of the sum).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import onnx_ir as ir
 
 
-def joined_sums(graph: ir.Graph, placed: Callable[[ir.Node], bool]) -> dict[str, ir.Node]:
-    """{output of a convolution: the Add that is computed with it}. placed: whether a node computes in integers."""
+def joined_sums(
+    graph: ir.Graph,
+    placed: Callable[[ir.Node], bool],
+    *,
+    any_operand: bool = False,
+    inner: Collection[str] = (),
+) -> dict[str, ir.Node]:
+    """{output of a convolution: the Add that is computed with it}. placed: whether a node computes in integers.
+
+    inner: operators that may stand between the two; then it is their output. any_operand: as OpenVINO does, else Paddle.
+    """
     found: dict[str, ir.Node] = {}
     for node in graph:
         if node.op_type != "Add" or not placed(node) or len(node.inputs) != 2:
             continue
-        convolution = _convolution_of(node, placed)
-        if convolution is not None:
-            found[str(convolution.name)] = node
+        x, y = node.inputs
+        if x is None or y is None or x.const_value is not None or y.const_value is not None or not _same_shape(x, y):
+            continue
+        layers = [_layer_of(value, placed, inner) for value in (x, y)]
+        chosen = _of_any(x, y, layers) if any_operand else _of_paths(x, y, layers)
+        if chosen is not None:
+            found[str(chosen.name)] = node
     return found
 
 
-def _convolution_of(node: ir.Node, placed: Callable[[ir.Node], bool]) -> ir.Value | None:
-    """The operand of a sum whose convolution computes it; None where the sum stands alone."""
-    x, y = node.inputs
-    if x is None or y is None or x.const_value is not None or y.const_value is not None or not _same_shape(x, y):
-        return None
-    x_is_layer, y_is_layer = (_is_read_once(value, placed) for value in (x, y))
-    if x_is_layer and y_is_layer:
-        if _input_of(x) is _input_of(y):
+def _of_any(x: ir.Value, y: ir.Value, layers: Sequence[ir.Node | None]) -> ir.Value | None:
+    """The operand whose convolution computes the sum: the only one that has one, or that of the later."""
+    first, second = layers
+    if first is not None and second is not None:
+        return x if _leads_to(second.inputs[0], x) and not _leads_to(first.inputs[0], y) else y
+    return x if first is not None else y if second is not None else None
+
+
+def _of_paths(x: ir.Value, y: ir.Value, layers: Sequence[ir.Node | None]) -> ir.Value | None:
+    """The same by the patterns of Paddle's pass; None where the sum stands alone."""
+    sources = [None if layer is None else layer.inputs[0] for layer in layers]
+    if None not in layers:
+        if sources[0] is sources[1]:
             return None
-        if _leads_to(_input_of(x), y):
+        if _leads_to(sources[0], y):
             return y
-        return x if _leads_to(_input_of(y), x) else None
-    if x_is_layer and _input_of(x) is not y and _leads_to(y, x):
+        return x if _leads_to(sources[1], x) else None
+    if layers[0] is not None and sources[0] is not y and _leads_to(y, x):
         return x
-    return y if y_is_layer and _input_of(y) is not x and _leads_to(x, y) else None
+    return y if layers[1] is not None and sources[1] is not x and _leads_to(x, y) else None
 
 
-def _is_read_once(value: ir.Value, placed: Callable[[ir.Node], bool]) -> bool:
-    """Whether the value is the output of a convolution that the sum alone reads."""
+def _layer_of(value: ir.Value, placed: Callable[[ir.Node], bool], inner: Collection[str]) -> ir.Node | None:
+    """The convolution whose output the sum alone reads, as it is or behind `inner` operators."""
     producer = value.producer()
-    once = len(list(value.uses())) == 1 and not value.is_graph_output()
-    return once and producer is not None and producer.op_type == "Conv" and placed(producer)
-
-
-def _input_of(value: ir.Value) -> ir.Value | None:
-    producer = value.producer()
-    return None if producer is None else producer.inputs[0]
+    if producer is None or value.is_graph_output() or len(list(value.uses())) != 1 or not placed(producer):
+        return None
+    if producer.op_type in inner and producer.inputs[0] is not None:
+        return _layer_of(producer.inputs[0], placed, inner)
+    return producer if producer.op_type == "Conv" else None
 
 
 def _same_shape(x: ir.Value, y: ir.Value) -> bool:

@@ -191,7 +191,12 @@ class _Builder:
 
     def _fuse_clamps(self) -> None:
         if self.target.fused_sums:
-            self.sums = joined_sums(self.graph, lambda node: self._role(node) is not None)
+            self.sums = joined_sums(
+                self.graph,
+                lambda node: self._role(node) is not None,
+                any_operand=self.target.sums_of_any,
+                inner=self._inner_operators() if self.target.sums_of_any else (),
+            )
         for name, node in self.sums.items():
             self.fused[name] = "the convolution computes the sum behind it: rounded once, after the sum"
             self._join(name, str(node.outputs[0].name))
@@ -206,6 +211,11 @@ class _Builder:
                         f"{'clamp' if self._role(reader) == 'clamp' else reader.op_type}"
                     )
                     self._join(out, after)
+
+    def _inner_operators(self) -> frozenset[str]:
+        """What may stand between a layer and a sum in one kernel."""
+        clamps = {operator for operator in self.target.rules if self.target.role(operator) == "clamp"}
+        return frozenset(clamps) | self.target.fused_functions
 
     def _is_fused_function(self, layer: ir.Node, reader: ir.Node) -> bool:
         is_layer = layer.op_type in self.target.function_layers or any(layer is node for node in self.sums.values())

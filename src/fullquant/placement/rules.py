@@ -62,6 +62,7 @@ class Target:
         function_layers: the layers that do so.
     keeps_scale: operators with a kernel of their own whose output has the scale of their input all the same.
     fused_sums: whether a Conv takes the Add behind it into its kernel: the sum is computed on the accumulator.
+        sums_of_any: whatever the other operand, and behind a clamp or a function too; else as `joined_sums` tells.
     rounds_floats: whether what float kernels make and float kernels read is rounded in between.
     requantizes_weights: whether the runtime rounds weights again, to max|w| / 127 of each output channel.
     free_results: operators whose output has any scale where others have short ones: the kernel multiplies by inverses
@@ -88,6 +89,7 @@ class Target:
     function_layers: frozenset[str] = frozenset({"Conv", "Gemm"})
     keeps_scale: frozenset[str] = frozenset()
     fused_sums: bool = False
+    sums_of_any: bool = False
     rounds_floats: bool = True
     requantizes_weights: bool = False
     free_results: frozenset[str] = frozenset()

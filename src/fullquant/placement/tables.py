@@ -257,6 +257,8 @@ _OPENVINO = Target(
     ),
     fuses_activation=_FUSES,
     fused_functions=frozenset({"HardSwish"}),
+    fused_sums=True,
+    sums_of_any=True,
     bias="float32",
     writes_paddle=False,
     onnx_layout="openvino",
@@ -275,6 +277,11 @@ _OPENVINO = Target(
         Source(
             "HardSwish is computed in float inside the convolution in front of it, if no rounding stands between",
             "tried, OpenVINO 2026.4; tests/runtime/test_executed.py",
+        ),
+        Source(
+            "a sum is computed in float inside the convolution in front of it, clamps and HardSwish in between too; a "
+            "rounding that a file has there is left out, so that the file would mean something else",
+            "tried, OpenVINO 2026.4.1; tests/writers/test_openvino_form.py, docs/decisions/0028-sums-in-openvino.md",
         ),
         Source(
             "a Pad along one axis and an average that counts its padding put the integer 0 around tensors with another "
