@@ -1,8 +1,6 @@
 """`python -m fullquant` is the command `fullquant`, for environments whose scripts are not on PATH."""
 
-import sys
-
 from fullquant.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

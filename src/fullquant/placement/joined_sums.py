@@ -31,7 +31,7 @@ def joined_sums(
 ) -> dict[str, ir.Node]:
     """{output of a convolution: the Add that is computed with it}. placed: whether a node computes in integers.
 
-    inner: operators that may stand between the two; then it is their output. any_operand: as OpenVINO does, else Paddle.
+    inner: operators that may stand between the two; then it is their output. any_operand: OpenVINO's way, not Paddle's.
     """
     found: dict[str, ir.Node] = {}
     for node in graph:
