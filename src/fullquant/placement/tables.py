@@ -259,6 +259,7 @@ _OPENVINO = Target(
     fused_functions=frozenset({"HardSwish"}),
     fused_sums=True,
     sums_of_any=True,
+    free_results=frozenset({"GlobalAveragePool", "AveragePool", "ReduceMean", "HardSwish", "HardSigmoid"}),
     bias="float32",
     writes_paddle=False,
     onnx_layout="openvino",
@@ -281,7 +282,12 @@ _OPENVINO = Target(
         Source(
             "a sum is computed in float inside the convolution in front of it, clamps and HardSwish in between too; a "
             "rounding that a file has there is left out, so that the file would mean something else",
-            "tried, OpenVINO 2026.4.1; tests/writers/test_openvino_form.py, docs/decisions/0028-sums-in-openvino.md",
+            "tried, OpenVINO 2026.4.1; tests/writers/test_openvino_form.py, docs/decisions/0029-sums-in-openvino.md",
+        ),
+        Source(
+            "averages and hard functions multiply by inverses (1/n, 1/6): half-way values, which short scales have, go to "
+            "either side, and free scales have none",
+            "measured, OpenVINO 2026.4.1; docs/decisions/0029-sums-in-openvino.md",
         ),
         Source(
             "a Pad along one axis and an average that counts its padding put the integer 0 around tensors with another "
