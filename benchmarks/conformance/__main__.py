@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pixels import normalised
 from table import markdown, verdict
 from worker import Worker
 
@@ -31,7 +32,6 @@ HERE = Path(__file__).resolve().parent
 ASSETS = Path(os.environ.get("FULLQUANT_ASSETS", HERE.parents[2] / "shared" / "assets"))
 CALIBRATION = 8  # the first of the images
 IMAGES, LARGE = 16, 10_000_000  # compared; half of them for a model of more parameters
-_MEAN, _STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 #: Left out, with the reason that the table tells.
 TOO_LARGE = dict.fromkeys(
     (
@@ -68,11 +68,8 @@ def _write_images(path: Path, count: int) -> None:
     folder = ASSETS / "imagenet_mini"
     lines = (folder / "val_list.txt").read_text().splitlines()
     picked = [lines[i * len(lines) // count].split()[0] for i in range(count)]
-    images = [
-        (np.asarray(Image.open(folder / name).convert("RGB").resize((256, 256)), np.float32) / 255 - _MEAN) / _STD
-        for name in picked
-    ]
-    np.save(path, np.stack(images).transpose(0, 3, 1, 2).astype(np.float32))
+    images = [normalised(Image.open(folder / name).convert("RGB").resize((256, 256))) for name in picked]
+    np.save(path, np.stack(images).transpose(0, 3, 1, 2))
 
 
 def _commit() -> str:

@@ -22,11 +22,10 @@ def verdict(result: Result) -> str:
         return f"not exported: {result['export_error']}"
     if "error" in result:
         return str(result["error"])
-    tolerance = _float_tolerance(result)
-    if not result["float_difference"] <= tolerance:  # NaN fails too
+    if not result["float_difference"] <= FLOAT_TOLERANCE:  # NaN fails too
         return f"float: differs from Paddle by {result['float_difference']:.1e} of the range"
     for key, what in _FLOATS.items():
-        if not result.get(key, 0.0) <= tolerance:
+        if not result.get(key, 0.0) <= FLOAT_TOLERANCE:
             return f"{what}: differs from Paddle by {result[key]:.1e} of the range"
     if not result["full_integer"]:
         return f"float tensors: {', '.join(result['float_tensors'][:3])}"
@@ -34,15 +33,6 @@ def verdict(result: Result) -> str:
     if worst < AGREEMENT:
         return f"exported: {worst:.0%} of the classes are those of the simulation"
     return "pass"
-
-
-def _float_tolerance(result: Result) -> float:
-    """An ill-conditioned model is allowed what Paddle itself moves by when its input moves by one rounding, if the
-    image in the middle is as near as those of others: what is computed wrongly is wrong on all.
-    """
-    if result.get("float_median", 1.0) <= FLOAT_TOLERANCE:
-        return max(FLOAT_TOLERANCE, result.get("sensitivity", 0.0))
-    return FLOAT_TOLERANCE
 
 
 def markdown(results: Mapping[str, Result], heading: str, names: Sequence[str] | None = None) -> str:
@@ -83,18 +73,13 @@ def _row(key: str, result: Result, told: str) -> str:
     name, form = key.split()
     parameters = result.get("parameters")
     cells = [
-        name, form, f"{parameters / 1e6:.1f} M" if parameters else "", _float_cell(result),
-        _number(result.get("round_trip_difference")),
+        name, form, f"{parameters / 1e6:.1f} M" if parameters else "",
+        _number(result.get("float_difference")), _number(result.get("round_trip_difference")),
         {True: "yes", False: "no"}.get(result.get("full_integer"), ""), _share(result.get("agreement")),
         *(f"{_number(result.get(f'{e}_difference'))} {_share(result.get(f'{e}_same'))}".strip() for e in _ENGINES),
         str(result.get("commit", "")), told.replace("|", "\\|"),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
-
-
-def _float_cell(result: Result) -> str:
-    moved = result.get("sensitivity")
-    return _number(result.get("float_difference")) + ("" if moved is None else f" ({_number(moved)})")
 
 
 def _number(value: float | None) -> str:
