@@ -102,10 +102,10 @@ def _draw(parameter, random, mean, deviation):
 def _smaller(network):
     """{id of a weight: factor of its deviation} where He's scale makes what is computed grow with depth.
 
-    A convolution for positions is added to what it reads, x + conv(x), and no norm follows: DSNet_base reached 1e9 after
-    18 of them, and a sum of such a map and one of ordinary size rounds as it likes. Involution multiplies a map by
-    kernels that it computes from it: unless the kernels' constant part is as large, an image twice as bright is four
-    times as bright after one layer and 65536 times after four.
+    A convolution for positions is added to what it reads, x + conv(x), and no norm follows: DSNet_base reached 1e9
+    after 18 of them, and sums of such a map and one of ordinary size are half-way but for their last bit. Involution
+    multiplies a map by kernels that it computes from it: unless the kernels' constant part is as large, an image twice
+    as bright is four times as bright after one layer and 65536 times after four.
     """
     found = {}
     for path, layer in network.named_sublayers():
