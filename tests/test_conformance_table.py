@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 _FOLDER = Path(__file__).parents[1] / "benchmarks" / "conformance"
@@ -54,6 +55,21 @@ def test_verdicts(change: dict[str, Any], told: str) -> None:
     assert f"**{int(told == 'pass')} of {built} exported models pass**" in document
     assert "Of 2 constructors 1 were run" in document
     assert "Not run (1): Other." in document
+
+
+def test_pixels_are_whole() -> None:
+    """Each number becomes that of the nearest of 256 pixel values; whole pixels stay as they are."""
+    pixels = _module("pixels")
+    images = np.random.default_rng(0).uniform(-2.5, 3.0, (2, 3, 5, 7)).astype(np.float32)
+    whole = pixels.as_pixels(images)
+    assert whole.shape == images.shape
+    assert whole.dtype == np.float32
+    every = pixels.normalised(np.repeat(np.arange(256)[:, None], 3, axis=1))
+    for channel in range(3):
+        assert set(np.unique(whole[:, channel])) <= set(every[:, channel])
+        steps = np.abs(whole[:, channel] - np.clip(images[:, channel], every[0, channel], every[-1, channel]))
+        assert steps.max() <= 0.5001 * float(every[1, channel] - every[0, channel])
+    np.testing.assert_array_equal(pixels.as_pixels(whole), whole)
 
 
 def test_workers(tmp_path: Path) -> None:
