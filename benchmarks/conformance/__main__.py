@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pixels import normalised
 from table import markdown, verdict
 from worker import Worker
 
@@ -58,18 +59,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="repeat the models that did not pass")
     parser.add_argument("--keep", action="store_true", help="keep the exports and the files written from them (int8/)")
     parser.add_argument("--table", action="store_true", help="run nothing, write the tables")
-    parser.add_argument(
-        "--markdown", type=Path, help="write the table to this file; its rows without a new result stay"
-    )
+    parser.add_argument("--markdown", type=Path, help="write the table; its rows without a new result stay")
     return parser.parse_args()
 
 
 def _write_images(path: Path, count: int) -> None:
-    """ImageNet images as pixels, uint8, 256x256, NCHW."""
+    """ImageNet images, normalised, 256x256, NCHW."""
     folder = ASSETS / "imagenet_mini"
     lines = (folder / "val_list.txt").read_text().splitlines()
     picked = [lines[i * len(lines) // count].split()[0] for i in range(count)]
-    images = [np.asarray(Image.open(folder / name).convert("RGB").resize((256, 256))) for name in picked]
+    images = [normalised(Image.open(folder / name).convert("RGB").resize((256, 256))) for name in picked]
     np.save(path, np.stack(images).transpose(0, 3, 1, 2))
 
 
@@ -101,7 +100,7 @@ class Harness:
         options.results.mkdir(parents=True, exist_ok=True)
         options.work.mkdir(parents=True, exist_ok=True)
         images = options.images or IMAGES
-        self.images = options.work / f"pixels{images}.npy"
+        self.images = options.work / f"normalised{images}.npy"
         if not self.images.exists():
             _write_images(self.images, CALIBRATION + images)
         self.commit = _commit()

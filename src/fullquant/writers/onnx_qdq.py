@@ -31,6 +31,7 @@ from fullquant.writers.onnx_constants import StorageType
 from fullquant.writers.onnx_opset import finish
 from fullquant.writers.onnx_resize import resize_by_factors
 from fullquant.writers.qdq_builder import Layout, QdqBuilder
+from fullquant.writers.wide_norms import split_wide_norms
 
 Runtime = Literal["onnxruntime", "openvino", "tensorrt"]
 
@@ -39,7 +40,9 @@ _MAX_BYTES = 2**31 - 1
 
 
 LAYOUTS: Mapping[Runtime, Layout] = {
-    "onnxruntime": Layout(integer_clamp=True, int32_bias=True, zero_point_free=False, storage="uint8"),
+    "onnxruntime": Layout(
+        integer_clamp=True, int32_bias=True, zero_point_free=False, storage="uint8", norms_in_parts=True
+    ),
     # OpenVINO fuses float clamps into the layer, and a clamp of integers only now and then; zero points cost it time
     # (decision 0018).
     "openvino": Layout(integer_clamp=False, int32_bias=True, zero_point_free=False, storage=None),
@@ -103,6 +106,8 @@ def build_onnx(
         )
     copy = copied(model)
     resize_by_factors(copy.graph)
+    if layout.norms_in_parts:
+        split_wide_norms(copy.graph)
     QdqBuilder(copy.graph, placement, qparams, layout, storage, weight_type).build()
     finish(copy)
     copy.metadata_props["fullquant.target"] = placement.target

@@ -25,6 +25,7 @@ from fullquant.writers.paddle_ops import write_node
 from fullquant.writers.paddle_quantization import Quantization
 from fullquant.writers.paddle_rows import rows_of_zeros
 from fullquant.writers.pir import pir_json
+from fullquant.writers.wide_norms import with_split_norms
 
 
 def write_paddle(
@@ -62,6 +63,8 @@ def build_paddle(
 ) -> PaddleProgram:
     """The program and parameters that `write_paddle` writes. The model is not changed."""
     model, placement = rows_of_zeros(model, placement)
+    if placement is not None and not placement.onednn:
+        model = with_split_norms(model)
     graph = model.graph
     if not graph.inputs or not graph.outputs:
         raise ExportError("the graph has no inputs or no outputs; a Paddle program needs both")

@@ -28,12 +28,14 @@ class Layout:
     int32_bias: biases are int32 constants; else float32 ones with the same, rounded values.
     zero_point_free: every zero point must be 0, so activations are int8.
     storage: of activations: one type for all, or None: that of each grid, so that a symmetric one has zero point 0.
+    norms_in_parts: see `wide_norms`.
     """
 
     integer_clamp: bool
     int32_bias: bool
     zero_point_free: bool
     storage: StorageType | None
+    norms_in_parts: bool = False
 
 
 class QdqBuilder:

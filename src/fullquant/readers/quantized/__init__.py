@@ -23,6 +23,7 @@ from fullquant.readers.quantized.constants import read_constants
 from fullquant.readers.quantized.decisions import decide
 from fullquant.readers.quantized.integer_pads import float_pads
 from fullquant.readers.quantized.layers import fold_moved_constants, merge_biases
+from fullquant.readers.quantized.wide_norms import join_wide_norms
 
 __all__ = ["QuantizedGraph", "integer_nodes", "is_quantized", "refuse_quantized", "split_quantizers"]
 
@@ -77,6 +78,7 @@ def split_quantizers(model: ir.Model) -> QuantizedGraph:
         raise ModelError("the model holds no quantizers, it is a float model; quantize it first")
     copy = model.clone()
     float_pads(copy.graph)
+    join_wide_norms(copy.graph)
     weights, biases = read_constants(copy.graph)
     activations = read_activations(copy.graph)
     fold_moved_constants(copy.graph, weights)
