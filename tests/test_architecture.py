@@ -12,6 +12,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "src" / "fullquant"
 
 # From the top down: a folder imports what stands below it. Folders on one line do not import each other.
 LAYERS = (
+    ("__main__",),
     ("cli",),
     ("auto_compression",),
     ("report", "training", "calibration", "evaluation", "lint"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -17,8 +18,10 @@ from fullquant.placement import tables
 from fullquant.placement import target as targets
 from fullquant.placement.decision import Placement
 from fullquant.placement.place import PlacementOptions, place
+from fullquant.readers import read_model
+from fullquant.readers.quantized import split_quantizers
 from fullquant.runtime.sessions import open_session
-from fullquant.writers.onnx_qdq import build_onnx
+from fullquant.writers.onnx_qdq import build_onnx, write_onnx
 from tests.writers.onednn_networks import BODIES, images, network
 from tests.writers.paddle_oracle import minmax_qparams, simulate
 
@@ -65,6 +68,20 @@ def test_the_comparison_sees_what_the_table_leaves_out(
     table = replace(targets.find_target("openvino"), **change)  # type: ignore[arg-type]
     monkeypatch.setattr(targets, "TARGETS", {one.name: one for one in tables.TABLES} | {table.name: table})
     assert np.mean(steps(made_of(name)) > 0.5) > 0.01
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_file_is_read_back_as_the_simulation(name: str, tmp_path: Path) -> None:
+    made = made_of(name)
+    write_onnx(*made, tmp_path / "m.onnx", runtime="openvino")
+    read = split_quantizers(read_model(tmp_path / "m.onnx"))
+    output = f"{made[0].graph.outputs[0].name}@rounded"
+    found, expected = (
+        simulate(m, p, q, images())[output] for m, p, q in ((read.model, read.placement, read.qparams), made)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    inside = [d.tensor for d in read.placement if d.fused and d.tensor in made[1].decisions]
+    assert inside == [d.tensor for d in made[1] if d.fused and d.tensor in read.placement.decisions]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -72,17 +72,19 @@ def _activation(
         return Decision(name, "activation", grids[name].spec, reason, shares=shares, consumers=read.consumers)
     reader = _fused_reader(value, grids)
     after = "" if reader is None else _end_of_kernel(reader, grids)
-    if producer is not None and reader is not None and after in grids and producer.op_type in _FUSES:
+    begins = producer is not None and producer.op_type in {*_FUSES, *_CLAMPS, *_FUSED_FUNCTIONS}
+    if producer is not None and begins and reader is not None and after in grids:
         reason = f"{producer.op_type} and {reader.op_type} are one kernel: the file rounds once, after the second"
         return Decision(name, "activation", grids[after].spec, reason, shares=owners[after], fused=True)
     return Decision(name, "activation", None, "float in the file")
 
 
 def _end_of_kernel(reader: ir.Node, grids: Mapping[str, QParams]) -> str:
-    """The first rounded tensor behind a sum that a convolution computes, else the reader's own output."""
-    name = value_name(reader.outputs[0])
-    following = _fused_reader(reader.outputs[0], grids) if reader.op_type == "Add" and name not in grids else None
-    return name if following is None else value_name(following.outputs[0])
+    """The first rounded tensor from a reader's output on, in the kernel; the last one where none is rounded."""
+    value = reader.outputs[0]
+    while value_name(value) not in grids and (following := _fused_reader(value, grids)) is not None:
+        value = following.outputs[0]
+    return value_name(value)
 
 
 def _fused_reader(value: ir.Value, grids: Mapping[str, QParams]) -> ir.Node | None:
@@ -97,7 +99,7 @@ def _fused_reader(value: ir.Value, grids: Mapping[str, QParams]) -> ir.Node | No
     layer = ("Conv", "Gemm", "Add")  # an Add: what is left of a convolution with a sum
     if node.op_type in _FUSED_FUNCTIONS and producer is not None and producer.op_type in layer:
         return node if producer.op_type != "Add" or _adds_to_convolution(producer, grids) else None
-    if node.op_type == "Add" and producer is not None and producer.op_type == "Conv":
+    if node.op_type == "Add" and _is_unrounded_layer(value, grids):
         return node if _adds_to_convolution(node, grids) else None
     is_product = producer is not None and producer.op_type == "MatMul"
     other = input_at(node, 1 - uses[0].idx) if node.op_type == "Add" else None
@@ -106,15 +108,19 @@ def _fused_reader(value: ir.Value, grids: Mapping[str, QParams]) -> ir.Node | No
 
 
 def _adds_to_convolution(node: ir.Node, grids: Mapping[str, QParams]) -> bool:
-    """Whether one operand is the output of a convolution that nothing rounds, the other a rounded tensor."""
-    for value, other in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
-        producer = None if value is None else value.producer()
-        if value is None or other is None or producer is None or producer.op_type != "Conv":
-            continue
-        alone = len(list(value.uses())) == 1 and not value.is_graph_output()
-        if alone and value.name not in grids and other.name in grids:
-            return True
-    return False
+    """Whether one operand is what a convolution computes and nothing rounds, the other a rounded tensor."""
+    x, y = node.inputs[0], node.inputs[1]
+    pairs = ((x, y), (y, x)) if x is not None and y is not None else ()
+    return any(_is_unrounded_layer(value, grids) and other.name in grids for value, other in pairs)
+
+
+def _is_unrounded_layer(value: ir.Value, grids: Mapping[str, QParams]) -> bool:
+    """Whether a value comes from a convolution, behind clamps and functions or not, and none of them is rounded."""
+    producer = value.producer()
+    if producer is None or value.name in grids or len(list(value.uses())) != 1 or value.is_graph_output():
+        return False
+    inner = producer.inputs[0] if producer.op_type in {*_CLAMPS, *_FUSED_FUNCTIONS} else None
+    return producer.op_type == "Conv" or (inner is not None and _is_unrounded_layer(inner, grids))
 
 
 def _owners(graph: ir.Graph, activations: Mapping[str, ReadActivation], grids: Mapping[str, QParams]) -> dict[str, str]:
