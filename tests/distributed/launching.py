@@ -51,7 +51,7 @@ def run(
     command: Sequence[str | Path],
     processes: int = 2,
     *,
-    timeout: float = 120,
+    timeout: float = 300,
     variables: Mapping[str, str] | None = None,
 ) -> list[Ended]:
     """`command` (arguments of Python) in so many processes; one process gets no launcher's variables."""
