@@ -232,13 +232,13 @@ def _arguments(name):
 
 
 def _mend(name, constructor):
-    """What paddleclas 2.6.0 forgets: some MobileViTV2 and HRNet_W60_C have no address of weights, yet look it up.
+    """What paddleclas 2.6.0 forgets: some MobileViTV2 and two HRNet have no address of weights, yet look it up.
 
     Left as they are, since no change from outside runs them: SwinTransformerV2 (PatchEmbed returns a size that it does
     not compute, and a block is given an argument that it does not take), Swin SOLIDER (its blocks are called without
     the size that they take; it moves a constant to a GPU).
     """
-    if name.startswith(("MobileViTV2", "HRNet_W60_C")):
+    if name.startswith(("MobileViTV2", "HRNet_W60_C", "SE_HRNet_W64_C")):
         sys.modules[constructor.__module__].MODEL_URLS.setdefault(name, "")
 
 
