@@ -12,6 +12,7 @@ import pytest
 from fullquant.config.quantization import QuantAware, TargetName
 from fullquant.errors import ConfigError, PlacementError
 from fullquant.numerics.qparams import QuantSpec
+from fullquant.passes import prepare
 from fullquant.placement import document
 from fullquant.placement.place import PlacementOptions, place
 from fullquant.placement.rules import OperatorRule, Source, rules_of
@@ -131,6 +132,19 @@ def test_tables_refuse_contradictions() -> None:
         replace(target, sources=())
     with pytest.raises(ValueError, match="a fact and a place"):
         Source("int8", "")
+
+
+def test_openvino_averages_have_free_scales_and_layers_short_ones() -> None:
+    model = prepare(small_classifier())
+    placement = place(model, "openvino", PlacementOptions(scale_grid="short"))
+    free: dict[str, set[bool]] = {}
+    for node in model.graph:
+        decision = placement[str(node.outputs[0].name)]
+        if decision.spec is not None and not decision.fused and decision.shares is None:
+            free.setdefault(node.op_type, set()).add(decision.spec.mantissas == ())
+    assert free.pop("GlobalAveragePool") == {True}
+    assert set().union(*free.values()) == {False}
+    assert all(find_target("openvino").kernel(operator) == "int8" for operator in find_target("openvino").free_results)
 
 
 def test_the_documentation_is_up_to_date() -> None:
